@@ -1,0 +1,1 @@
+"""Classifiers: models, training with checkpoints and dynamics, cross-fitting."""

@@ -1,0 +1,1 @@
+"""Arms trained with equal steps, and their comparison."""

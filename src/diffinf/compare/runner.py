@@ -1,0 +1,302 @@
+"""Training all arms alike, and measuring them on the same test images."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffinf.classify.crossfit import read_material, read_settings, write_material
+from diffinf.classify.model import ClassifierSpec, predict, save_classifier
+from diffinf.classify.train import image_digest, train_classifier, training_key
+from diffinf.classify.workers import Job, Report, run_jobs
+from diffinf.compare.arms import Material, TrainingSet, training_set
+from diffinf.config import ClassifierConfig, CompareConfig
+from diffinf.evaluate.gain import balanced_accuracy, macro_f1
+from diffinf.progress import note
+from diffinf.run import (
+    load_tensors,
+    make_directory,
+    read_json,
+    save_tensors,
+    stage_key,
+    write_json,
+    write_table,
+)
+from diffinf.training.loop import DivergedError, worker_count
+
+_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("seed", pa.int64()),
+        ("n_train", pa.int64()),
+        ("steps", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("balanced_accuracy", pa.float64()),
+        ("macro_f1", pa.float64()),
+        ("seconds", pa.float64()),
+        ("diverged", pa.bool_()),
+    ]
+)
+
+
+def run_arms(
+    *,
+    images_train: Tensor,
+    labels_train: Tensor,
+    ids: Sequence[str] | NDArray[Any],
+    flagged: NDArray[np.bool_],
+    appears: NDArray[np.int64],
+    edited_images: Mapping[int, Tensor],
+    relabelled: Mapping[int, int],
+    dropped: Collection[int],
+    images_test: Tensor,
+    labels_test: Tensor,
+    spec: ClassifierSpec,
+    config: ClassifierConfig,
+    compare: CompareConfig,
+    seed: int,
+    directory: Path,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    roundtrip_images: Mapping[int, Tensor] | None = None,
+    oracle_images: Mapping[int, Tensor] | None = None,
+    truth: Tensor | None = None,
+    final_directory: Path | None = None,
+    table_path: Path | None = None,
+    progress: bool = True,
+) -> pa.Table:
+    """Train every arm of `compare.arms` with every seed and measure it on the test images.
+
+    All arms have the same network, number of steps, batch size and schedule, and with one seed the same
+    initialisation. On a CPU the trainings run in parallel processes of one thread. A finished training with
+    the same settings and data is kept, an unfinished one goes on where it was. A training that diverges is a
+    row of the table with `diverged` true and no figures.
+
+    Args:
+        images_train: uint8 (N, C, H, W).
+        labels_train: int64 (N,), as annotated.
+        ids: (N,) the samples' ids.
+        flagged: bool (N,).
+        appears: int64 (N,), the label each image appears to have (arm relabel).
+        edited_images: sample -> its accepted edit, uint8 (C, H, W) (arm diffinf).
+        relabelled: sample -> label the repair gave it (arm diffinf).
+        dropped: samples the repair dropped (arm diffinf).
+        images_test: uint8 (T, C, H, W).
+        labels_test: int64 (T,), taken as right.
+        spec: the network.
+        config: its training; `config.checkpoint` is not used.
+        compare: arms and seeds.
+        seed: the trainings' seeds are seed, seed + 1, ...
+        directory: gets predictions/{arm}-{seed}.safetensors with "logits" (T, K), and test.safetensors with
+            "labels" (T,).
+        device: where to train; one after the other on anything but a CPU.
+        workers: processes at once on a CPU; None: `compare.workers`, else one a core.
+        roundtrip_images: sample -> its unedited reconstruction (arm roundtrip).
+        oracle_images: sample -> an image that truly fits its label (arm oracle-edit).
+        truth: int64 (N,), true labels (arm clean).
+        final_directory: where the model of the arm diffinf with the first seed is saved.
+        table_path: where the table is written as Parquet.
+        progress: show a progress bar.
+
+    Returns:
+        A row for each arm and seed: arm, seed, n_train, steps, accuracy, balanced_accuracy, macro_f1 (in
+        0..1, on the test images), seconds (of the training, since it was last taken up), diverged.
+
+    Raises:
+        UserError: an arm is not known, lacks what it needs, or leaves fewer than two classes.
+        ValueError: shapes do not fit.
+    """
+    pool, places = _pool(images_train, edited_images, roundtrip_images, oracle_images)
+    material = Material(
+        ids=np.asarray(ids),
+        labels=labels_train.numpy(),
+        flagged=np.asarray(flagged, dtype=bool),
+        appears=np.asarray(appears, dtype=np.int64),
+        edited=places[0],
+        relabelled=relabelled,
+        dropped=dropped,
+        roundtrips=None if roundtrip_images is None else places[1],
+        oracle_edits=None if oracle_images is None else places[2],
+        truth=None if truth is None else truth.numpy(),
+    )
+    config = config.model_copy(update={"checkpoint": None})
+    runs: list[tuple[str, int]] = [
+        (arm, seed + offset) for offset in range(compare.seeds) for arm in compare.arms
+    ]
+    sets = {(arm, run_seed): training_set(arm, material, run_seed) for arm, run_seed in runs}
+    test = image_digest(images_test, torch.arange(len(images_test)))
+    jobs = []
+    for (arm, run_seed), chosen in sets.items():
+        labels, rows = torch.from_numpy(chosen.labels), torch.from_numpy(chosen.rows)
+        weights = None if chosen.weights is None else torch.from_numpy(chosen.weights)
+        trained = training_key(
+            pool, labels, spec=spec, config=config, seed=run_seed, weights=weights, rows=rows, record=False
+        )
+        keep = final_directory if (arm, run_seed) == ("diffinf", seed) else None
+        job = _job(directory, arm, run_seed, stage_key(trained, test), device, spec, config, keep)
+        if not _is_done(job):
+            jobs.append(job)
+    if jobs:
+        _write_work(directory, pool, images_test, {name: sets[name] for name in _names(jobs)})
+        answers = run_jobs(
+            f"{__name__}:arm_job",
+            jobs,
+            workers=worker_count(workers or compare.workers),
+            units=config.steps,
+            description=f"train {len(compare.arms)} arms, {compare.seeds} seeds" if progress else None,
+            device=torch.device(device).type,
+        )
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer["diverged"] is not None:
+                note(f"arm {job['arm']}, seed {job['seed']} diverged: {answer['diverged']}")
+    save_tensors(directory / "test.safetensors", {"labels": labels_test})
+    shutil.rmtree(directory / ".work", ignore_errors=True)
+    ordered = [(arm, seed + offset) for arm in compare.arms for offset in range(compare.seeds)]
+    table = _table(directory, ordered, labels_test.numpy(), config.steps)
+    if table_path is not None:
+        write_table(table_path, table, spec.class_names)
+    return table
+
+
+def arm_job(job: Job, report: Report) -> dict[str, Any]:
+    """Train one arm with one seed and predict the test images, in a worker; its record is written last."""
+    directory, name = Path(job["directory"]), f"{job['arm']}-{job['seed']}"
+    material = read_material(directory / ".work" / "material")
+    spec, config = read_settings(job)
+    predictions = directory / "predictions" / f"{name}.safetensors"
+    work = directory / ".work" / name
+    start = time.monotonic()
+    failure = None
+    try:
+        model = train_classifier(
+            material["images"],
+            material[f"labels-{name}"],
+            spec=spec,
+            config=config,
+            seed=job["seed"],
+            device=job["device"],
+            weights=material.get(f"weights-{name}"),
+            rows=material[f"rows-{name}"],
+            directory=work,
+            record=False,
+            progress=False,
+            on_step=report,
+        )
+        seconds = time.monotonic() - start
+        logits = predict(model, material["test"], device=job["device"])[1]
+        if not bool(torch.isfinite(logits).all()):
+            raise DivergedError("the logits of test images are not finite")
+        save_tensors(predictions, {"logits": logits}, {"arm": job["arm"], "seed": str(job["seed"])})
+        if job["final"] is not None:
+            save_classifier(Path(job["final"]), model, spec)
+    except DivergedError as error:
+        seconds, failure = time.monotonic() - start, str(error)
+        predictions.unlink(missing_ok=True)
+    samples = len(material[f"rows-{name}"])
+    record = {"key": job["key"], "n_train": samples, "seconds": round(seconds, 3), "diverged": failure}
+    write_json(_record_path(directory, job["arm"], job["seed"]), record)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def _pool(
+    images: Tensor, *replacements: Mapping[int, Tensor] | None
+) -> tuple[Tensor, tuple[dict[int, int], ...]]:
+    """All images in one tensor, and for each mapping the sample -> row of its replacement."""
+    parts, places, count = [images], list[dict[int, int]](), len(images)
+    for given in replacements:
+        ordered = sorted((given or {}).items())
+        for row, image in ordered:
+            if image.dtype != torch.uint8 or image.shape != images.shape[1:] or not 0 <= row < len(images):
+                raise ValueError(
+                    f"a replacement must be uint8 {tuple(images.shape[1:])} for a sample below "
+                    f"{len(images)}, got {image.dtype} {tuple(image.shape)} for {row}"
+                )
+        parts += [torch.stack([image for _, image in ordered])] if ordered else []
+        places.append({row: count + position for position, (row, _) in enumerate(ordered)})
+        count += len(ordered)
+    return torch.cat(parts), tuple(places)
+
+
+def _job(
+    directory: Path,
+    arm: str,
+    seed: int,
+    key: str,
+    device: torch.device | str,
+    spec: ClassifierSpec,
+    config: ClassifierConfig,
+    final: Path | None,
+) -> dict[str, Any]:
+    return {
+        "directory": str(directory),
+        "arm": arm,
+        "seed": seed,
+        "key": key,
+        "device": str(device),
+        "spec": asdict(spec),
+        "config": config.model_dump(mode="json"),
+        "final": None if final is None else str(final),
+    }
+
+
+def _names(jobs: Sequence[Job]) -> list[tuple[str, int]]:
+    return [(job["arm"], job["seed"]) for job in jobs]
+
+
+def _is_done(job: Job) -> bool:
+    """Whether an arm's record has the job's key and everything it speaks of is there."""
+    path = _record_path(Path(job["directory"]), job["arm"], job["seed"])
+    if not path.exists():
+        return False
+    record = read_json(path)
+    if record["key"] != job["key"]:
+        return False
+    saved = job["final"] is None or (Path(job["final"]) / "config.json").exists()
+    return record["diverged"] is not None or (saved and path.with_suffix(".safetensors").exists())
+
+
+def _record_path(directory: Path, arm: str, seed: int) -> Path:
+    return directory / "predictions" / f"{arm}-{seed}.json"
+
+
+def _write_work(
+    directory: Path, pool: Tensor, images_test: Tensor, sets: Mapping[tuple[str, int], TrainingSet]
+) -> None:
+    """Write what the workers read."""
+    tensors: dict[str, Tensor | None] = {"images": pool, "test": images_test}
+    for (arm, seed), chosen in sets.items():
+        tensors[f"rows-{arm}-{seed}"] = torch.from_numpy(chosen.rows)
+        tensors[f"labels-{arm}-{seed}"] = torch.from_numpy(chosen.labels)
+        if chosen.weights is not None:
+            tensors[f"weights-{arm}-{seed}"] = torch.from_numpy(chosen.weights)
+    write_material(make_directory(directory / ".work") / "material", **tensors)
+
+
+def _table(
+    directory: Path, runs: Sequence[tuple[str, int]], labels: NDArray[np.int64], steps: int
+) -> pa.Table:
+    """Measure the predictions of all arms."""
+    rows = []
+    for arm, seed in runs:
+        path = _record_path(directory, arm, seed)
+        record = read_json(path)
+        row = {"arm": arm, "seed": seed, "n_train": record["n_train"], "steps": steps}
+        row |= {"seconds": record["seconds"], "diverged": record["diverged"] is not None}
+        if record["diverged"] is None:
+            predicted = load_tensors(path.with_suffix(".safetensors"))["logits"].argmax(1).numpy()
+            row["accuracy"] = float((predicted == labels).mean())
+            row["balanced_accuracy"] = balanced_accuracy(predicted, labels)
+            row["macro_f1"] = macro_f1(predicted, labels)
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)

@@ -1,0 +1,46 @@
+"""The compare stage: the arms out of the run's files, their training, the retrained classifier."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from diffinf.compare.runner import run_arms
+from diffinf.run import load_tensors, read_table
+from diffinf.workspace import Workspace
+
+
+def compare_run(workspace: Workspace) -> None:
+    """Write compare.parquet, compare/ and classifier/final/."""
+    run, config, dataset = workspace.run, workspace.config, workspace.dataset
+    scores, edits = read_table(run.scores), read_table(run.edits)
+    code_of = {name: code for code, name in enumerate(dataset.class_names)}
+    rows, statuses = workspace.rows_of(edits["id"].to_pylist()), edits["status"].to_pylist()
+    having = {
+        status: [(m, int(row)) for m, row in enumerate(rows) if statuses[m] == status]
+        for status in ("edited", "relabelled", "dropped")
+    }
+    appears = edits["appears"].to_pylist()
+    pictures = load_tensors(run.repair / "pictures.safetensors")
+    test = dataset.rows("test")
+    run_arms(
+        images_train=workspace.images,
+        labels_train=workspace.labels,
+        ids=workspace.ids,
+        flagged=scores["flagged"].to_numpy(),
+        appears=np.array([code_of[name] for name in scores["appears"].to_pylist()], dtype=np.int64),
+        edited_images={row: pictures["edited"][m] for m, row in having["edited"]},
+        relabelled={row: code_of[appears[m]] for m, row in having["relabelled"]},
+        dropped={row for _, row in having["dropped"]},
+        roundtrip_images={int(row): pictures["roundtrip"][m] for m, row in enumerate(rows)},
+        images_test=workspace.images_of(test),
+        labels_test=torch.from_numpy(dataset.labels[test]),
+        spec=workspace.spec,
+        config=config.classifier,
+        compare=config.compare,
+        seed=workspace.seed,
+        device=workspace.device,
+        directory=run.compare,
+        final_directory=run.classifier / "final",
+        table_path=run.comparison,
+    )

@@ -1,0 +1,280 @@
+"""Settings: one model a stage, every field described, unknown names refused; YAML in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffinf.errors import UserError
+
+Arm = Literal["baseline", "filter", "relabel", "resample", "diffinf"]
+PresetName = Literal["cpu", "gpu", "tiny"]
+
+
+class StageConfig(BaseModel):
+    """What all stages' settings share: unknown fields are errors, and assignments are checked too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+
+class DataConfig(StageConfig):
+    """How the dataset is read."""
+
+    image: str = Field("image", description="column with the image: a path or encoded bytes")
+    label: str = Field("label", description="column with the label")
+    id: str | None = Field(
+        None, description="column with a stable sample id; none: the path, or the row's number"
+    )
+    split: str | None = Field(
+        None, description="column with train, validation or test; none: split by a hash of the id"
+    )
+    identity: str | None = Field(
+        None, description="column naming the person; splits and folds keep a person together"
+    )
+    truth: list[str] = Field([], description="columns with the truth, read only to evaluate")
+    root: Path | None = Field(
+        None, description="folder that image paths are relative to; none: the table's folder"
+    )
+    limit: int | None = Field(None, ge=1, description="use about so many samples, drawn by class and split")
+    image_size: int | None = Field(
+        None, ge=16, le=512, description="side in pixels; none: fits the median image"
+    )
+    channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: what the images have")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger images are quarantined instead of decoded")
+
+
+class ClassifierConfig(StageConfig):
+    """The classifier: baseline, folds of the cross-fit, arms."""
+
+    name: str = Field("small_cnn", description="small_cnn, or the name of a timm model")
+    steps: int = Field(1200, ge=1, description="optimisation steps")
+    batch_size: int = Field(64, ge=1, description="samples a step")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay of AdamW")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    augment: bool = Field(True, description="flip and shift the training images")
+    checkpoints: int = Field(4, ge=1, description="checkpoints kept for the self-influence")
+    folds: int = Field(4, ge=2, description="folds of the cross-fitted judge")
+    checkpoint: Path | None = Field(
+        None, description="a trained classifier (safetensors) instead of the baseline"
+    )
+
+
+class InfluenceConfig(StageConfig):
+    """Scores and flags."""
+
+    scope: Literal["all", "head"] | list[str] = Field("all", description="parameters of the self-influence")
+    batch_size: int = Field(256, ge=1, description="samples a backward pass")
+    flag: Literal["share", "class_share", "count", "auto"] = Field(
+        "share", description="how the flags are drawn"
+    )
+    share: float | None = Field(
+        None, ge=0, le=1, description="share to flag; none: the estimated noise rate, capped"
+    )
+    max_share: float = Field(0.4, ge=0, le=1, description="cap of the estimated share")
+    count: int | None = Field(None, ge=0, description="samples to flag with flag=count")
+    class_noise_weight: float = Field(
+        1.0, ge=0, description="weight of the class's log-odds of noise in the score"
+    )
+    flags: Path | None = Field(None, description="file of ids to flag instead (text, CSV or Parquet)")
+
+
+class AutoencoderConfig(StageConfig):
+    """The diffusion autoencoder."""
+
+    weights: Path | Literal["rendered"] | None = Field(
+        None, description="folder of trained weights, or the shipped ones for rendered faces; none: train"
+    )
+    latent_channels: int = Field(
+        12, ge=1, le=48, description="channels of a latent; its sides are a quarter of the image's"
+    )
+    code_size: int = Field(64, ge=2, description="size of the semantic code")
+    unet_channels: list[int] = Field(
+        [64, 96, 128], description="width of the denoiser by level, multiples of 32"
+    )
+    unet_layers: int = Field(1, ge=1, description="residual blocks a level")
+    steps: int = Field(3000, ge=1, description="optimisation steps of the denoiser and the semantic encoder")
+    batch_size: int = Field(64, ge=1, description="samples a step")
+    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="largest decay of the averaged weights")
+    label_dropout: float = Field(
+        0.15, ge=0, le=1, description="share of trusted labels withheld from the denoiser"
+    )
+    code_dropout: float = Field(
+        0.2, ge=0, le=1, description="share of semantic codes withheld from the denoiser"
+    )
+    attribute_weight: float = Field(0.1, ge=0, description="weight of the attribute head's loss on the code")
+    identity_weight: float = Field(0.05, ge=0, description="weight of the identity head's loss on the code")
+    identity_size: int = Field(32, ge=2, description="size of the identity embedding on the code")
+    identity_margin: float = Field(0.2, ge=0, description="cosine margin between persons")
+    identity_scale: float = Field(16.0, gt=0, description="scale of the cosines in the softmax")
+
+
+class RepairConfig(StageConfig):
+    """Surrogate, edit and gate."""
+
+    steps: int = Field(60, ge=0, description="optimisation steps of the code")
+    guidance: float = Field(2.0, ge=0, description="weight of positive against negative label context")
+
+
+class CompareConfig(StageConfig):
+    """The arms that are trained and compared."""
+
+    arms: list[Arm] = Field(
+        ["baseline", "filter", "relabel", "resample", "diffinf"], description="arms to train, baseline first"
+    )
+    seeds: int = Field(3, ge=1, description="trainings of each arm")
+    workers: int | None = Field(None, ge=1, description="processes at once on a CPU; none: one a core")
+
+
+class RunConfig(StageConfig):
+    """All settings of a run."""
+
+    dataset: str = Field(description="folder of class folders, CSV/TSV/Parquet table")
+    preset: PresetName = Field("cpu", description="the defaults that these settings started from")
+    seed: int = Field(0, ge=0, description="every random draw is a function of it")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    data: DataConfig = Field(default_factory=DataConfig, description="reading")
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig, description="classifier")
+    influence: InfluenceConfig = Field(default_factory=InfluenceConfig, description="scores and flags")
+    autoencoder: AutoencoderConfig = Field(
+        default_factory=AutoencoderConfig, description="diffusion autoencoder"
+    )
+    repair: RepairConfig = Field(default_factory=RepairConfig, description="edit and gate")
+    compare: CompareConfig = Field(default_factory=CompareConfig, description="arms")
+
+    def to_yaml(self) -> str:
+        """Return all settings as YAML, in the order of the stages."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> RunConfig:
+        """Read settings; fields that are not there take their default. UserError names file and field."""
+        return build(cls, read_yaml(path), str(path))
+
+
+def preset(name: PresetName) -> dict[str, Any]:
+    """Return what a preset sets differently from the fields' defaults (which are those of "cpu").
+
+    "cpu": minutes to tens of minutes on two cores. "gpu": larger models, more steps. "tiny": seconds, for
+    tests; its figures mean nothing.
+    """
+    presets: dict[PresetName, dict[str, Any]] = {
+        "cpu": {},
+        "gpu": {
+            "classifier": {
+                "name": "resnet18",
+                "steps": 6000,
+                "batch_size": 128,
+                "learning_rate": 1e-3,
+                "folds": 5,
+            },
+            "autoencoder": {"steps": 40_000, "batch_size": 128},
+            "compare": {"seeds": 5},
+        },
+        "tiny": {
+            "data": {"image_size": 32},
+            "classifier": {"steps": 40, "batch_size": 32, "checkpoints": 2, "folds": 2},
+            "influence": {"batch_size": 64},
+            "autoencoder": {"steps": 12, "batch_size": 16},
+            "repair": {"steps": 3},
+            "compare": {"seeds": 1},
+        },
+    }
+    return presets[name]
+
+
+def build(model: type[RunConfig], values: Any, source: str) -> RunConfig:
+    """Validate nested `values`; UserError names `source` and each field that is wrong."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected settings by name, found {type(values).__name__}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            field = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"{field}: no such setting{_nearest(model, item['loc'])}")
+            else:
+                lines.append(f"{field}: {item['msg']}, found {item['input']!r}")
+        raise UserError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _nearest(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Say which settings there are where one was not found."""
+    fields = model.model_fields
+    for part in location[:-1]:
+        inner = fields[str(part)].annotation if str(part) in fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        fields = inner.model_fields
+    return f"; there are {', '.join(fields)}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; UserError when it is missing or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such settings file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected settings by name, found {type(values).__name__}")
+    return values
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` put over it, stage by stage."""
+    result = dict(base)
+    for name, value in over.items():
+        below = result.get(name)
+        result[name] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn "stage.field=value" (value in YAML: 3, 0.1, true, null, [a, b]) into nested settings."""
+    name, equals, value = text.partition("=")
+    path = [part.strip() for part in name.split(".")]
+    if not equals or not all(path):
+        raise UserError(f"--set {text}: expected stage.field=value, such as classifier.steps=2000")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not YAML ({error})") from error
+    for part in reversed(path):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def apply_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:
+    """Return a copy of `config` with each "stage.field=value" applied in turn."""
+    values = config.model_dump(mode="json")
+    for text in overrides:
+        values = merge(values, parse_override(text))
+    return build(type(config), values, "--set") if overrides else config
+
+
+def make_config(
+    dataset: str,
+    *,
+    preset_name: PresetName = "cpu",
+    file: Path | None = None,
+    values: dict[str, Any] | None = None,
+    overrides: list[str] | None = None,
+) -> RunConfig:
+    """Put settings together: defaults, preset, YAML file, `values`, "stage.field=value"; the later wins."""
+    from_file = read_yaml(file) if file else {}
+    chosen = from_file.get("preset", preset_name)
+    if chosen not in ("cpu", "gpu", "tiny"):
+        raise UserError(f"{file}: preset: expected cpu, gpu or tiny, found {chosen!r}")
+    nested = merge(merge(preset(chosen), from_file), values or {})
+    nested.update(dataset=dataset, preset=chosen)
+    return apply_overrides(build(RunConfig, nested, str(file) if file else "settings"), overrides or [])

@@ -1,0 +1,185 @@
+"""Decoding of untrusted image bytes, and the square crops that networks see."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+from PIL import Image, ImageMode, ImageOps, UnidentifiedImageError
+
+# Raster formats with decoders that are fuzzed upstream; none starts a program (EPS) or follows references.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2",
+})  # fmt: skip
+_EXIF_ORIENTATION = 0x0112
+_LOSSY = {"quality": 95}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {**_LOSSY, "subsampling": 0},
+    "WEBP": _LOSSY,
+    "TIFF": {"compression": "tiff_deflate"},
+}
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class UnreadableImageError(Exception):
+    """These bytes, or this file, do not hold an image that can be decoded; the message says why."""
+
+
+def max_file_bytes(max_pixels: int) -> int:
+    """The most bytes a file of `max_pixels` can need: 16 bits in 4 channels, uncompressed, and a header."""
+    return 8 * max_pixels + 2**20
+
+
+def decode_image(data: bytes, *, max_pixels: int, least_side: int | None = None) -> Image.Image:
+    """Decode to an 8-bit grey ("L") or colour ("RGB") image, upright.
+
+    EXIF orientation is applied; of an animation the first frame counts; 16-bit grey is scaled to 8; palettes
+    and CMYK become RGB; transparency is laid on white. Colour profiles are ignored.
+
+    Args:
+        data: the encoded file.
+        max_pixels: width x height allowed, judged by the header before anything is decoded.
+        least_side: a JPEG may be decoded at a reduced scale whose sides are no smaller than this.
+
+    Raises:
+        UnreadableImageError: not an image, a format outside `FORMATS`, truncated, damaged or too large.
+    """
+    if not data:
+        raise UnreadableImageError("the file is empty (0 bytes)")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > max_pixels:
+            raise UnreadableImageError(f"{width} x {height} is more than max_pixels = {max_pixels}")
+        if least_side is not None:
+            image.draft(None, (least_side, least_side))
+        image.load()
+        return _eight_bits(_upright(image))
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"not an image in a known format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"more than max_pixels = {max_pixels}") from error
+    except (
+        Exception
+    ) as error:  # decoders fed damaged bytes raise nearly anything: ValueError, struct.error ...
+        raise UnreadableImageError(f"damaged or truncated ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return image if orientation == 1 else ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF beside sound pixels: as if there were none, which is what viewers do
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Any mode -> "L" or "RGB"."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels have no defined range; save it with 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)
+        if values.max(initial=0) > 255 or image.mode != "I":
+            values = values / 257  # 65535 -> 255
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+    target = "L" if ImageMode.getmode(image.mode).basemode == "L" and image.mode != "P" else "RGB"
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert(target)
+    return image.convert(target)
+
+
+def square(image: Image.Image, *, size: int, channels: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The largest centred square of an "L" or "RGB" image, resized with antialiasing.
+
+    LANCZOS when shrinking, BICUBIC when enlarging; a square image of this size comes back pixel for pixel.
+
+    Returns:
+        uint8 (C, H, W) with C = channels (1 or 3) and H = W = size.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    width, height = image.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        # Cropped within the resize: a 1 x 50,000,000 strip must not be enlarged as a whole first.
+        image = image.resize(
+            (size, size),
+            Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC,
+            box=(left, top, left + side, top + side),
+            reducing_gap=3.0,
+        )
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def reencode(png: bytes, suffix: str) -> bytes:
+    """PNG bytes in the format that a file name's `suffix` (".jpg") promises.
+
+    JPEG and WebP at quality 95 without chroma subsampling where the format allows; a suffix that promises
+    nothing keeps the PNG.
+    """
+    suffix = suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind not in FORMATS or kind == "PNG":
+        return png
+    image = Image.open(io.BytesIO(png))
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **_SAVE_OPTIONS.get(kind, {}))
+    return buffer.getvalue()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """`max_pixels` decides what is too large, and damaged files are accounted for: no warnings on stderr."""
+    Image.init()  # registering plugins is not thread-safe
+    with catch_warnings():
+        simplefilter("ignore")
+        yield
+
+
+def in_threads(
+    work: Callable[[list[_Item]], _Result],
+    items: list[_Item],
+    *,
+    chunk: int = 64,
+    done: Callable[[int], None] | None = None,
+) -> list[_Result]:
+    """Apply `work` to chunks of `items` in threads (decoders release the GIL); results in order.
+
+    Args:
+        work: takes a chunk.
+        items: what to work on.
+        chunk: items at a time.
+        done: told the number of items in a finished chunk.
+    """
+    chunks = [items[start : start + chunk] for start in range(0, len(items), chunk)]
+    results = []
+    # max_workers follows the cores this process may use, not those the machine has.
+    workers = max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4))
+    with _quiet_pillow(), ThreadPoolExecutor(workers) as pool:
+        for part, result in zip(chunks, pool.map(work, chunks), strict=True):
+            results.append(result)
+            if done is not None:
+                done(len(part))
+    return results

@@ -1,0 +1,36 @@
+"""The demonstration: rendered faces with confounded label noise, and its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffinf.config import RunConfig, make_config, merge
+from diffinf.data.rendered.write import FILE_NAME, render_dataset
+
+SETTINGS: dict[str, Any] = {
+    "data": {"id": "id", "split": "split", "identity": "identity"},
+    "autoencoder": {"weights": "rendered"},
+    "compare": {"seeds": 2},
+}
+
+
+def demo_settings(
+    out: Path, seed: int, values: dict[str, Any], overrides: list[str], from_scratch: bool
+) -> RunConfig:
+    """Render the faces beside the directory `out`, unless they are there, and return the run's settings.
+
+    Args:
+        out: the run's directory; the faces go to OUT-faces.
+        seed: of faces and run.
+        values: nested settings that were given.
+        overrides: "stage.field=value".
+        from_scratch: train the diffusion autoencoder instead of taking the shipped weights.
+    """
+    folder = out.with_name(f"{out.name}-faces") / f"seed-{seed}"
+    faces = folder / FILE_NAME
+    if not faces.exists():
+        render_dataset(faces, preset="bench-1", seed=seed)
+    overrides = [*(["autoencoder.weights=null"] if from_scratch else []), *overrides]
+    nested = merge(merge(SETTINGS, {"seed": seed}), values)
+    return make_config(str(faces.resolve()), values=nested, overrides=overrides)

@@ -1,0 +1,66 @@
+"""Deterministic inversion and decoding (DDIM, arXiv 2010.02502) between clean latents and a chosen noise level.
+
+The update that goes from one noise level to another is the same in both directions. Nothing is clipped: a clipped
+inversion cannot be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+
+# (noisy latents (B, L, h, w), timesteps (B,)) -> v (B, L, h, w)
+Prediction = Callable[[Tensor, Tensor], Tensor]
+
+
+def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
+    """Return `steps` ascending timesteps that end at `depth`·`timesteps` - 1 and are evenly spaced from there to 0."""
+    last = max(steps, round(depth * timesteps)) - 1
+    return [round((index + 1) * (last + 1) / steps) - 1 for index in range(steps)]
+
+
+def _moved(noisy: Tensor, v: Tensor, alpha_from: Tensor, alpha_to: Tensor) -> Tensor:
+    """Return the latents at noise level `alpha_to` on the trajectory that `v` gives at `alpha_from`."""
+    clean = alpha_from.sqrt() * noisy - (1 - alpha_from).sqrt() * v
+    noise = alpha_from.sqrt() * v + (1 - alpha_from).sqrt() * noisy
+    return alpha_to.sqrt() * clean + (1 - alpha_to).sqrt() * noise
+
+
+@torch.no_grad()
+def invert(
+    model: DiffusionAutoencoder, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
+) -> Tensor:
+    """Return the stochastic code: `latents` (B, L, h, w) carried up to noise level `depth` in (0, 1].
+
+    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
+    """
+    one = torch.ones((), device=latents.device)
+    levels = timestep_grid(model.spec.timesteps, steps, depth)
+    alphas = [one, *(model.alphas_cumprod[t] for t in levels)]
+    for index, t in enumerate(levels):
+        # The network is asked at the level it is carried to: asked at level 0 it has never seen anything to denoise.
+        v = predict(latents, torch.full((len(latents),), t, device=latents.device))
+        latents = _moved(latents, v, alphas[index], alphas[index + 1]) if index else _first(latents, v, alphas[1])
+    return latents
+
+
+def _first(latents: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+    """Leave noise level 0, where the trajectory's noise is v itself."""
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * v
+
+
+@torch.no_grad()
+def decode(
+    model: DiffusionAutoencoder, noisy: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
+) -> Tensor:
+    """Return clean latents (B, L, h, w) from latents at noise level `depth`; undoes `invert` up to its error."""
+    levels = timestep_grid(model.spec.timesteps, steps, depth)
+    alphas = [torch.ones((), device=noisy.device), *(model.alphas_cumprod[t] for t in levels)]
+    for index in reversed(range(steps)):
+        v = predict(noisy, torch.full((len(noisy),), levels[index], device=noisy.device))
+        noisy = _moved(noisy, v, alphas[index + 1], alphas[index])
+    return noisy

@@ -1,0 +1,198 @@
+"""What a run will cost: some steps of each kind of work are timed here and now, times those there will be."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffinf import progress
+from diffinf.classify.model import ClassifierSpec, create_classifier, to_input
+from diffinf.classify.train import train_classifier
+from diffinf.config import RunConfig
+from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.influence.ghost import squared_gradient_norms
+from diffinf.training.loop import worker_count
+from diffinf.workspace import resolve_device
+
+_TIMED_STEPS = 6
+
+
+def estimate_costs(config: RunConfig, until: str = "report") -> list[dict[str, Any]]:
+    """Estimate the seconds of each stage up to `until` on this machine, by timing some steps of each.
+
+    Returns:
+        One dict a stage: stage, work (in words), seconds. Stages that a run has done already are counted too.
+
+    Raises:
+        UserError: the dataset or the settings cannot be used.
+    """
+    dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
+    timing = _Timing(config, dataset)
+    costs: list[dict[str, Any]] = []
+    for stage, rows in timing.stages().items():
+        costs += [{"stage": stage, "work": work, "seconds": round(seconds, 1)} for work, seconds in rows()]
+        if stage == until:
+            break
+    return costs
+
+
+Rows = list[tuple[str, float]]
+
+
+class _Timing:
+    """Times one step of each kind of work on pictures of the run's size."""
+
+    def __init__(self, config: RunConfig, dataset: FaceDataset) -> None:
+        self.config, self.dataset = config, dataset
+        self.device = resolve_device(config.device)
+        self.n = len(dataset.rows("train"))
+        self.workers = worker_count(config.compare.workers) if self.device.type == "cpu" else 1
+        self.spec = ClassifierSpec(
+            name=config.classifier.name,
+            num_classes=len(dataset.class_names),
+            in_channels=dataset.channels,
+            image_size=dataset.image_size,
+            class_names=dataset.class_names,
+        )
+
+    def stages(self) -> dict[str, Callable[[], Rows]]:
+        return {
+            "train": self.train,
+            "score": self.score,
+            "train-autoencoder": self.autoencoder,
+            "repair": self.repair,
+            "compare": self.compare,
+        }
+
+    def train(self) -> Rows:
+        if self.config.classifier.checkpoint is not None:
+            return [("your classifier: nothing to train", 0.0)]
+        steps = self.config.classifier.steps
+        return [(f"{steps} steps of {self.spec.name}", steps * self._step(threads=torch.get_num_threads()))]
+
+    def score(self) -> Rows:
+        config = self.config.classifier
+        one = config.steps * self._step(threads=1 if self.device.type == "cpu" else None)
+        passes = 1 if config.checkpoint is not None else config.checkpoints
+        gradients = passes * self.n * self._gradient()
+        folds = f"{config.folds} folds of {config.steps} steps, {self.workers} at once"
+        return [
+            (folds, one * -(-config.folds // self.workers)),
+            (f"gradients of {self.n} samples under {passes} checkpoints", gradients),
+        ]
+
+    def autoencoder(self) -> Rows:
+        if self.config.autoencoder.weights is not None:
+            return [("trained weights: nothing to train", 0.0)]
+        steps = self.config.autoencoder.steps
+        return [(f"{steps} steps of the denoiser", steps * self._autoencoder_step())]
+
+    def repair(self) -> Rows:
+        return [("", 0.0)]
+
+    def compare(self) -> Rows:
+        config = self.config.compare
+        steps = self.config.classifier.steps
+        one = steps * self._step(threads=1 if self.device.type == "cpu" else None)
+        count = len(config.arms) * config.seeds
+        rows = [
+            (
+                f"{len(config.arms)} arms of {config.seeds} seeds, {self.workers} at once",
+                one * -(-count // self.workers),
+            )
+        ]
+        if "truth_label" in self.dataset.truth_columns:
+            folds = self.config.classifier.folds
+            rows.append((f"oracle on the truth, {folds} folds", one * -(-folds // self.workers)))
+        return rows
+
+    def _pictures(self, count: int) -> tuple[Tensor, Tensor]:
+        """Noise of the right shape: what it shows does not change what it costs."""
+        side, channels = self.spec.image_size, self.spec.in_channels
+        images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+        return images, torch.arange(count) % self.spec.num_classes
+
+    def _step(self, threads: int | None) -> float:
+        """Seconds of one optimisation step of the classifier, the median of some."""
+        config = self.config.classifier.model_copy(update={"steps": _TIMED_STEPS + 1, "checkpoint": None})
+        images, labels = self._pictures(config.batch_size)
+        stamps: list[float] = []
+        with _threads(threads):
+            train_classifier(
+                images,
+                labels,
+                spec=self.spec,
+                config=config,
+                seed=0,
+                device=self.device,
+                record=False,
+                progress=False,
+                on_step=lambda _: stamps.append(time.perf_counter()),
+            )
+        return statistics.median(b - a for a, b in pairwise(stamps))
+
+    def _gradient(self) -> float:
+        """Seconds of one sample's squared gradient norm."""
+        config = self.config.influence
+        model = create_classifier(self.spec, seed=0).to(self.device).eval()
+        images, labels = self._pictures(min(config.batch_size, self.n))
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            x = to_input(images, self.device)
+            squared_gradient_norms(model, x, labels.to(self.device), scope=config.scope).cpu()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds) / len(images)  # the first ones compile and verify
+
+    def _autoencoder_step(self) -> float:
+        """Seconds of one step of the autoencoder: two short trainings, their difference."""
+        from diffinf.diffusion.train import train_autoencoder
+
+        images, labels = self._pictures(2 * self.config.autoencoder.batch_size)
+        seconds = []
+        for steps in (1, 1 + _TIMED_STEPS):
+            config = self.config.autoencoder.model_copy(update={"steps": steps})
+            with tempfile.TemporaryDirectory() as folder, _silence():
+                start = time.perf_counter()
+                train_autoencoder(
+                    images,
+                    labels,
+                    torch.ones(len(labels)),
+                    None,
+                    config,
+                    class_names=self.spec.class_names,
+                    seed=0,
+                    device=self.device,
+                    directory=Path(folder),
+                )
+                seconds.append(time.perf_counter() - start)
+        return max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    before = progress.is_quiet()
+    progress.set_quiet(True)
+    try:
+        yield
+    finally:
+        progress.set_quiet(before)

@@ -1,0 +1,7 @@
+"""Measures: arrays in, frozen dataclasses out. They know no model and no file; truth is asked for only here.
+
+- `diffinf.evaluate.detection`: how well a score finds wrong labels
+- `diffinf.evaluate.conversion`: how many wrong labels became right because the image was changed
+- `diffinf.evaluate.gain`: what retraining gained, with intervals and paired tests
+- `diffinf.evaluate.intervals`: bootstrap and Wilson intervals
+"""

@@ -1,0 +1,1 @@
+"""Identity and image embedders behind one interface."""

@@ -1,0 +1,1 @@
+"""Self-influence, rival scores, noise estimates and flags."""

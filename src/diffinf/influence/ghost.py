@@ -1,0 +1,439 @@
+"""Exact per-sample squared gradient norms from one forward and one backward of a batch.
+
+Every call that a parameter takes part in is seen (a torch function mode, so functional uses and shared
+weights are seen too). Calls with a closed form (`rules.py`) leave a hook on their output; when the gradient
+arrives there, the parameter's per-sample norm is computed and the arrays are let go (`pieces.py`).
+Parameters themselves need no gradient meanwhile, which saves the backward its weight half. A parameter with
+any call that has no closed form goes to an exact per-sample fallback, and the first batch is checked
+against autograd (arXiv 1510.01799, 2110.05679).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from diffinf.errors import UserError
+from diffinf.influence.fallback import PerSampleLoss, looped_norms, vectorised_norms
+from diffinf.influence.pieces import Piece, can_join, squared_norm
+from diffinf.influence.rules import ORDER_KEEPING_VIEWS, REORDERING_VIEWS, RULES
+
+logger = logging.getLogger(__name__)
+
+Scope = Literal["all", "head"] | Sequence[str]
+
+_TOLERANCE = 1e-3
+# Below this share of the sample's whole squared norm a parameter's part is rounding (attention's key bias:
+# exactly 0).
+_NEGLIGIBLE = 1e-7
+
+
+class FallbackWarning(UserWarning):
+    """Some parameters have no fast rule; their exact norms take a per-sample gradient each."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Per-sample cross-entropy: logits (N, K), labels (N,) in 0..K-1 -> (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def squared_gradient_norms(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    scope: Scope = "all",
+    loss: PerSampleLoss | None = None,
+) -> Tensor:
+    """Exact ||∇_θ loss(f_θ(x_i), y_i)||² of every sample, from one forward and one backward of the batch.
+
+    The model runs in eval mode and is left as it was found: flags, mode, buffers, `.grad`. One sample is
+    checked against autograd, parameter by parameter; for many batches of one model use `GradientNorms`,
+    which checks once.
+
+    Args:
+        model: takes `images`; its output goes to `loss`.
+        images: (N, C, H, W), or whatever the model takes; axis 0 is the batch.
+        labels: (N,) class indices, or what `loss` takes; axis 0 is the batch.
+        scope: "all" parameters (whatever their gradient flags say), the "head" (the classifier's last linear
+            layer), or the names of parameters or modules.
+        loss: `loss(output, labels) -> (N,)`; cross-entropy when None.
+
+    Returns:
+        (N,) on the model's device; float32, or float64 for a float64 model. +inf where a gradient is not
+        finite.
+
+    Raises:
+        UserError: labels outside the classes, NaN logits, a name in `scope` that is not there, or a loss that
+            is not per sample.
+    """
+    return GradientNorms(model, scope=scope, loss=loss)(images, labels)
+
+
+class GradientNorms:
+    """`squared_gradient_norms` for many batches of one model: the check against autograd is done once.
+
+    `fallback` names the parameters (with the reason) that take the slow exact way; it grows as they are
+    found.
+    """
+
+    def __init__(self, model: nn.Module, *, scope: Scope = "all", loss: PerSampleLoss | None = None) -> None:
+        """Choose the parameters; UserError for a `scope` that `model` does not have."""
+        self.model = model
+        self.loss: PerSampleLoss = loss or cross_entropy
+        self.names = tuple(_scope_names(model, scope))
+        self.fallback: dict[str, str] = {}
+        self._default_loss = loss is None
+        self._verified = 0
+        self._vectorise = True
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """(N,); see `squared_gradient_norms`."""
+        parts = list(self.breakdown(images, labels).values())
+        total = torch.stack(parts).sum(0) if parts else images.new_zeros(len(images))
+        return torch.nan_to_num(total, nan=torch.inf, posinf=torch.inf)
+
+    def breakdown(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What each parameter contributes: {name: (N,)}, in the model's order. The sum is the squared
+        norm."""
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images but {len(labels)} labels: give one label for each image.")
+        if len(images) == 0:
+            return {name: torch.zeros(0) for name in self.names}
+        with _as_found(self.model), torch.inference_mode(False), torch.enable_grad():
+            # Tensors made in inference mode cannot take part in a backward; a copy can.
+            images, labels = (
+                x.clone() if x.is_inference() else x for x in (images.detach(), labels.detach())
+            )
+            fast = self._fast(images, labels)
+            slow = self._slow(self.fallback, images, labels)
+            # One sample alone cannot show that samples are kept apart, so the check waits for company.
+            if self._verified < min(len(images), 2):
+                self._verify(fast, slow, images, labels)
+                self._verified = len(images)
+        return {name: slow[name] if name in slow else fast[name] for name in self.names}
+
+    def _fast(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One forward and one backward; parameters found to have no closed form are added to `fallback`."""
+        tracked = {
+            n: p for n, p in self.model.named_parameters() if n in self.names and n not in self.fallback
+        }
+        capture = _Capture(tracked, len(images))
+        with capture:
+            output = self.model(images)
+        values = self._checked_loss(output, labels, len(images))
+        capture.settle()
+        if values.requires_grad and capture.trigger is not None:
+            torch.autograd.grad(values.sum(), capture.trigger, allow_unused=True)
+        norms = capture.finish()
+        for name, reason in capture.refused.items():
+            self.fallback[name] = reason
+        if capture.refused:
+            self._announce(capture.refused)
+        zero = values.new_zeros(len(images), dtype=torch.promote_types(values.dtype, torch.float32)).detach()
+        return {name: norms.get(name, zero) for name in tracked if name not in self.fallback}
+
+    def _checked_loss(self, output: Any, labels: Tensor, batch: int) -> Tensor:
+        if self._default_loss:
+            _check_classification(output, labels)
+        if isinstance(output, Tensor) and output.is_floating_point() and bool(output.isnan().any()):
+            rows = output.isnan().reshape(len(output), -1).any(1).nonzero().flatten().tolist()
+            raise UserError(
+                f"the model returns NaN for sample {rows[0]} of the batch ({len(rows)} of {batch} samples): "
+                "expected finite outputs. Check the checkpoint (a diverged training?) and the images' range."
+            )
+        values = self.loss(output, labels)
+        if values.shape != (batch,):
+            raise UserError(
+                f"the loss returned shape {tuple(values.shape)}, expected ({batch},): one value a sample. "
+                'Use reduction="none".'
+            )
+        return values
+
+    def _slow(
+        self, names: Sequence[str] | dict[str, str], images: Tensor, labels: Tensor
+    ) -> dict[str, Tensor]:
+        if not names:
+            return {}
+        if self._vectorise:
+            try:
+                return vectorised_norms(self.model, list(names), images, labels, self.loss)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever a model does that vmap cannot: one sample at a time can
+                logger.info("no vectorised fallback (%s); one sample at a time instead", error)
+                self._vectorise = False
+        return looped_norms(self.model, list(names), images, labels, self.loss)
+
+    def _verify(
+        self, fast: dict[str, Tensor], slow: dict[str, Tensor], images: Tensor, labels: Tensor
+    ) -> None:
+        """Compare the sample with the largest finite norm with autograd; move what disagrees to the
+        fallback."""
+        total = torch.stack([*fast.values(), *slow.values()]).sum(0)
+        row = int(torch.where(total.isfinite(), total, -1.0).argmax())
+        if not bool(total[row].isfinite()):
+            return
+        one = slice(row, row + 1)
+        truth = looped_norms(self.model, self.names, images[one], labels[one], self.loss)
+        whole = float(torch.stack(list(truth.values())).sum())
+        if not torch.isfinite(torch.tensor(whole)):
+            return
+
+        def differs(found: Tensor, name: str) -> bool:
+            expected = float(truth[name][0])
+            return abs(float(found[row]) - expected) > _TOLERANCE * expected + _NEGLIGIBLE * whole
+
+        wrong = {n: "disagrees with autograd" for n, value in fast.items() if differs(value, n)}
+        if any(differs(value, name) for name, value in slow.items()):
+            logger.info("the vectorised fallback disagrees with autograd; one sample at a time instead")
+            self._vectorise = False
+            slow.update(self._slow(list(slow), images, labels))
+        if wrong:
+            self.fallback.update(wrong)
+            self._announce(wrong)
+            slow.update(self._slow(wrong, images, labels))
+
+    def _announce(self, reasons: dict[str, str]) -> None:
+        shown = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:8])
+        more = "" if len(reasons) <= 8 else f" and {len(reasons) - 8} more"
+        warnings.warn(
+            f"{len(reasons)} of {len(self.names)} parameters of {type(self.model).__name__} take the exact "
+            f"per-sample fallback: {shown}{more}",
+            FallbackWarning,
+            stacklevel=5,
+        )
+
+
+def _scope_names(model: nn.Module, scope: Scope) -> list[str]:
+    every = [name for name, _ in model.named_parameters()]
+    if scope == "all":
+        return every
+    if scope == "head":
+        head = _head(model)
+        inside = {id(p) for p in head.parameters()}
+        return [name for name, p in model.named_parameters() if id(p) in inside]
+    wanted = [scope] if isinstance(scope, str) else list(scope)
+    for entry in wanted:
+        if not any(name == entry or name.startswith(entry + ".") for name in every):
+            raise UserError(
+                f'scope: "{entry}" is no parameter or module of {type(model).__name__}; expected "all", '
+                f'"head" or names such as {", ".join(every[:3])}.'
+            )
+    return [n for n in every if any(n == entry or n.startswith(entry + ".") for entry in wanted)]
+
+
+def _head(model: nn.Module) -> nn.Module:
+    """The classifier layer: what timm calls it, else the last linear layer that is registered."""
+    get_classifier = getattr(model, "get_classifier", None)
+    head = get_classifier() if callable(get_classifier) else None
+    if isinstance(head, nn.Module) and any(True for _ in head.parameters()):
+        return head
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise UserError(
+            f'scope "head": {type(model).__name__} has no linear layer; name its parameters instead.'
+        )
+    return linears[-1]
+
+
+def _check_classification(output: Any, labels: Tensor) -> None:
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"cross-entropy takes logits (N, K), the model returned {shape}: pass `loss=`.")
+    if labels.ndim == 1 and not labels.is_floating_point():
+        outside = ((labels < 0) | (labels >= output.shape[1])).nonzero().flatten()
+        if len(outside):
+            row = int(outside[0])
+            raise UserError(
+                f"label {int(labels[row])} of sample {row} of the batch is outside the model's classes "
+                f"0..{output.shape[1] - 1} ({len(outside)} such labels)."
+            )
+
+
+@contextlib.contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient flags inside; mode, flags and buffers as they were afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+    try:
+        model.eval()
+        for p, _ in flags:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for p, flag in flags:
+            p.requires_grad_(flag)
+        with torch.no_grad():
+            for buffer, version, copy in buffers:
+                if buffer._version != version:
+                    buffer.copy_(copy)
+
+
+class _Start(torch.autograd.Function):
+    """Makes an output part of the backward where nothing before it needs a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, trigger: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@dataclass
+class _Use:
+    """One call of a parameter: how its piece is made, and the inputs that must not change until then."""
+
+    make: Callable[[Tensor], Piece]
+    saved: list[tuple[Tensor, int]]
+    reordered: bool
+    piece: Piece | None = None
+
+
+@dataclass
+class _Tracked:
+    """A parameter, or a view of one with the same elements."""
+
+    name: str
+    tensor: Tensor
+    reordered: bool = False
+
+
+@dataclass
+class _Parameter:
+    uses: list[_Use] = field(default_factory=list)
+    norm: Tensor | None = None
+
+
+class _Capture(TorchFunctionMode):
+    """Sees every call that one of the parameters takes part in, during one forward."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.refused: dict[str, str] = {}
+        self.trigger: Tensor | None = None
+        self._tracked = {id(p): _Tracked(name, p) for name, p in parameters.items()}
+        self._parameters = {name: _Parameter() for name in parameters}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the call; where a tracked parameter is among its arguments, note what its norm will need."""
+        kwargs = kwargs or {}
+        found = self._among(args) + (self._among(tuple(kwargs.values())) if kwargs else [])
+        if not found:
+            return func(*args, **kwargs)
+        versions = [(x, x._version) for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        output = func(*args, **kwargs)
+        if not isinstance(output, Tensor):
+            # Shapes, devices and types carry no gradient; several tensors at once have no rule.
+            if isinstance(output, tuple | list) and any(isinstance(x, Tensor) for x in output):
+                self._refuse(found, func)
+            return output
+        if output.dtype == torch.bool or not torch.is_grad_enabled() or id(output) in self._tracked:
+            return output
+        is_view = func in ORDER_KEEPING_VIEWS or func in REORDERING_VIEWS
+        if is_view and len(found) == 1 and output.numel() == found[0].tensor.numel():
+            reordered = found[0].reordered or func in REORDERING_VIEWS
+            self._tracked[id(output)] = _Tracked(found[0].name, output, reordered)
+            return output
+        return self._hooked(func, args, kwargs, found, versions, output)
+
+    def _hooked(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        found: list[_Tracked],
+        versions: list[tuple[Tensor, int]],
+        output: Tensor,
+    ) -> Tensor:
+        rule = RULES.get(func)
+        detached = [x.detach() if isinstance(x, Tensor) and id(x) not in self._tracked else x for x in args]
+        parts = rule(self.batch, output, *detached, **kwargs) if rule is not None else None
+        makers = {id(tensor): make for tensor, make in parts or []}
+        self._refuse([t for t in found if id(t.tensor) not in makers], func)
+        pending: list[tuple[str, _Use]] = []
+        for tracked in found:
+            make = makers.get(id(tracked.tensor))
+            if make is not None:
+                saved = [(x, v) for x, v in versions if id(x) not in self._tracked]
+                pending.append((tracked.name, _Use(make, saved, tracked.reordered)))
+        if not pending:
+            return output
+        if not output.requires_grad:
+            if self.trigger is None:
+                self.trigger = output.new_zeros((), requires_grad=True)
+            # In place on a view, autograd would tie the parameter itself to the graph.
+            own = output.clone() if output._is_view() else output
+            output = _Start.apply(own, self.trigger)
+        for name, use in pending:
+            self._parameters[name].uses.append(use)
+        output.register_hook(lambda delta: self._arrive(pending, delta))  # type: ignore[no-untyped-call]
+        return output
+
+    def _among(self, values: Sequence[Any]) -> list[_Tracked]:
+        found: list[_Tracked] = []
+        for value in values:
+            if isinstance(value, Tensor):
+                if id(value) in self._tracked:
+                    found.append(self._tracked[id(value)])
+            elif isinstance(value, list | tuple):
+                found += self._among(value)
+        return found
+
+    def _refuse(self, found: Sequence[_Tracked], func: Any) -> None:
+        for tracked in found:
+            name = getattr(func, "__name__", str(func))
+            self.refused.setdefault(tracked.name, f"no rule for {name}")
+
+    def settle(self) -> None:
+        """After the forward: views that were reordered cannot be added to other uses."""
+        for name, parameter in self._parameters.items():
+            if len(parameter.uses) > 1 and any(use.reordered for use in parameter.uses):
+                self.refused.setdefault(name, "shared in different layouts")
+
+    def _arrive(self, pending: list[tuple[str, _Use]], delta: Tensor) -> None:
+        for name, use in pending:
+            if name in self.refused:
+                continue
+            if any(tensor._version != version for tensor, version in use.saved):
+                self.refused[name] = "its input is overwritten"
+                continue
+            piece = use.make(delta.detach())
+            parameter = self._parameters[name]
+            if len(parameter.uses) == 1:
+                parameter.norm = squared_norm([piece])
+            else:
+                use.piece = piece
+
+    def finish(self) -> dict[str, Tensor]:
+        """After the backward: {name: (N,)} of the parameters that a gradient reached."""
+        norms: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            pieces = [use.piece for use in parameter.uses if use.piece is not None]
+            if name in self.refused:
+                continue
+            if parameter.norm is not None:
+                norms[name] = parameter.norm
+            elif pieces and can_join(pieces):
+                norms[name] = squared_norm(pieces)
+            elif pieces:
+                self.refused[name] = "shared by layers of different shape"
+        return norms

@@ -1,0 +1,407 @@
+"""Which functions of a parameter have a closed form for their per-sample gradient, and what to keep for it.
+
+A rule looks at one call `output = function(*args)` and answers, for each parameter it understands, how the
+gradient arriving at the output turns into that call's part of the per-sample gradient (a piece of
+`pieces.py`). Arrays that carry the batch may fold more axes behind it (windows, tokens): axis 0 is then a
+multiple of the batch size with the sample outermost. A call that does not look like this gets no answer,
+and the check against autograd in `ghost.py` catches the calls that only look like it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffinf.influence.pieces import ConvolutionCall, Gradient, LinearCall, LookupCall, Piece
+
+Make = Callable[[Tensor], Piece]
+"""Gradient of the summed loss at a call's output -> that call's piece."""
+Parts = list[tuple[Tensor, Make]]
+Rule = Callable[..., Parts | None]
+"""rule(batch size, output, *the call's own arguments); None where the closed form does not apply."""
+
+
+def _tokens(x: Tensor, batch: int, trailing: int = 1) -> Tensor | None:
+    """(N·k, ..., *trailing axes) -> (N, T, *trailing axes), or None if axis 0 cannot hold the batch."""
+    if x.ndim <= trailing or x.shape[0] % batch:
+        return None
+    return x.reshape(batch, -1, *x.shape[x.ndim - trailing :])
+
+
+def _same_parts(parts: Parts, parameter: Tensor | None, make: Make) -> None:
+    if parameter is not None:
+        parts.append((parameter, make))
+
+
+def linear(
+    batch: int, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Parts | None:
+    """Weight (d, p): sum over tokens of gradient times input; bias: sum of the gradients."""
+    if weight.ndim != 2 or (a := _tokens(input, batch)) is None:
+        return None
+
+    def of_weight(delta: Tensor) -> Piece:
+        return LinearCall(a, delta.reshape(batch, -1, delta.shape[-1]))
+
+    def of_bias(delta: Tensor) -> Piece:
+        return Gradient(delta.reshape(batch, -1, delta.shape[-1]).sum(1))
+
+    parts: Parts = [(weight, of_weight)]
+    _same_parts(parts, bias, of_bias)
+    return parts
+
+
+def matmul(batch: int, output: Tensor, input: Tensor, other: Tensor) -> Parts | None:
+    """`input @ other` with a matrix parameter (p, d) on the right."""
+    if other.ndim != 2 or (a := _tokens(input, batch)) is None:
+        return None
+    # The gradient is the transpose of a linear layer's: laid out (p, d) as the parameter is.
+    return [(other, lambda delta: LinearCall(delta.reshape(batch, -1, delta.shape[-1]), a))]
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """An option of a one- or two-dimensional convolution as (rows, columns)."""
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+def _same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Padding "same" as `F.pad` takes it: the extra one of an even kernel goes after."""
+    rows, columns = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def _convolution(
+    batch: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    groups: int,
+) -> Parts | None:
+    if input.shape[0] != batch:
+        return None
+    kernel = (weight.shape[2], weight.shape[3])
+    if padding == "same":
+        input, padding = F.pad(input, _same_padding(kernel, dilation)), (0, 0)
+    elif isinstance(padding, str):
+        padding = (0, 0)
+    pads = padding
+
+    def of_weight(delta: Tensor) -> Piece:
+        delta = delta.reshape(batch, delta.shape[1], -1 if delta.ndim == 4 else 1, delta.shape[-1])
+        return ConvolutionCall(input, delta, kernel, stride, pads, dilation, groups)
+
+    parts: Parts = [(weight, of_weight)]
+    _same_parts(parts, bias, lambda delta: Gradient(delta.flatten(2).sum(2)))
+    return parts
+
+
+def conv2d(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Parts | None:
+    """Weight (D, C / groups, kh, kw) of a two-dimensional convolution and its bias (D,)."""
+    if input.ndim != 4:
+        return None
+    pads = padding if isinstance(padding, str) else _pair(padding)
+    return _convolution(batch, input, weight, bias, _pair(stride), pads, _pair(dilation), groups)
+
+
+def conv1d(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+) -> Parts | None:
+    """A one-dimensional convolution is a two-dimensional one over a single row."""
+    if input.ndim != 3:
+        return None
+    pads = padding if isinstance(padding, str) else (0, _pair(padding)[1])
+    row, step, reach = input.unsqueeze(2), (1, _pair(stride)[1]), (1, _pair(dilation)[1])
+    parts = _convolution(batch, row, weight.unsqueeze(2), bias, step, pads, reach, groups)
+    return None if parts is None else [(weight, parts[0][1]), *parts[1:]]
+
+
+def batch_norm(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Parts | None:
+    """Affine parameters (C,) of a batch norm by running statistics; no answer for batch statistics."""
+    if training or running_mean is None or running_var is None or input.shape[0] != batch or input.ndim < 2:
+        return None
+    mean, variance = running_mean, running_var
+    parts: Parts = []
+
+    def of_weight(delta: Tensor) -> Piece:
+        # The library's fused backward, with the samples laid side by side as channels: one pass over the
+        # arrays, and no cancellation where a channel's mean is large against its spread.
+        folded = (1, batch * input.shape[1], *input.shape[2:])
+        _, gradient, _ = torch.ops.aten.native_batch_norm_backward(
+            delta.reshape(folded),
+            input.reshape(folded),
+            torch.ones_like(mean).repeat(batch),
+            mean.repeat(batch),
+            variance.repeat(batch),
+            None,
+            None,
+            False,
+            eps,
+            [False, True, False],
+        )
+        return Gradient(gradient.view(batch, -1))
+
+    _same_parts(parts, weight, of_weight)
+    _same_parts(parts, bias, lambda delta: Gradient(delta.flatten(2).sum(2) if delta.ndim > 2 else delta))
+    return parts
+
+
+def _affine(
+    batch: int, normalised: Callable[[], Tensor], weight: Tensor | None, bias: Tensor | None
+) -> Parts:
+    """Scale and shift over the trailing axes: weight · x̂ + bias."""
+    parts: Parts = []
+    if weight is not None:
+        axes = weight.ndim
+
+        def of_weight(delta: Tensor) -> Piece:
+            product = delta * normalised()
+            return Gradient(product.reshape(batch, -1, *product.shape[product.ndim - axes :]).sum(1))
+
+        parts.append((weight, of_weight))
+    if bias is not None:
+        trailing = bias.ndim
+        parts.append(
+            (
+                bias,
+                lambda delta: Gradient(
+                    delta.reshape(batch, -1, *delta.shape[delta.ndim - trailing :]).sum(1)
+                ),
+            )
+        )
+    return parts
+
+
+def layer_norm(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Parts | None:
+    """Affine parameters of a layer norm: sums over the tokens."""
+    if _tokens(input, batch, len(normalized_shape)) is None:
+        return None
+    return _affine(batch, lambda: F.layer_norm(input, normalized_shape, eps=eps), weight, bias)
+
+
+def rms_norm(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Parts | None:
+    """Scale of a root-mean-square norm."""
+    if _tokens(input, batch, len(normalized_shape)) is None:
+        return None
+    return _affine(batch, lambda: F.rms_norm(input, normalized_shape, eps=eps), weight, None)
+
+
+def group_norm(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Parts | None:
+    """Affine parameters (C,) of a group norm: sums over the positions."""
+    if input.shape[0] != batch:
+        return None
+    parts: Parts = []
+
+    def of_weight(delta: Tensor) -> Piece:
+        product = delta * F.group_norm(input, num_groups, eps=eps)
+        return Gradient(product.reshape(batch, product.shape[1], -1).sum(2))
+
+    _same_parts(parts, weight, of_weight)
+    _same_parts(parts, bias, lambda delta: Gradient(delta.reshape(batch, delta.shape[1], -1).sum(2)))
+    return parts
+
+
+def embedding(
+    batch: int,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Parts | None:
+    """Table (V, D) looked up by whole numbers; renormalised or frequency-scaled tables get no answer."""
+    if max_norm is not None or scale_grad_by_freq or input.ndim == 0 or input.shape[0] % batch:
+        return None
+    index = input.reshape(batch, -1)
+    padding = None if padding_idx is None else padding_idx % weight.shape[0]
+
+    def of_table(delta: Tensor) -> Piece:
+        delta = delta.reshape(batch, -1, delta.shape[-1])
+        if padding is not None:
+            delta = delta.masked_fill((index == padding).unsqueeze(-1), 0.0)
+        return LookupCall(index, delta)
+
+    return [(weight, of_table)]
+
+
+def _sum_to(gradient: Tensor, batch: int, shape: torch.Size) -> Tensor | None:
+    """Undo broadcasting of a parameter within each sample: (N·k, ...) -> (N, *parameter elements)."""
+    if gradient.shape[0] % batch:
+        return None
+    padded = (1,) * (gradient.ndim - len(shape)) + tuple(shape)
+    if padded[0] != 1:
+        return None
+    gradient = gradient.reshape(batch, -1, *gradient.shape[1:]).sum(1)
+    axes = [i for i in range(1, gradient.ndim) if padded[i] == 1 and gradient.shape[i] != 1]
+    return (gradient.sum(axes) if axes else gradient).reshape(batch, -1)
+
+
+def _broadcast(
+    batch: int, output: Tensor, parameter: Tensor, make: Callable[[Tensor], Tensor]
+) -> Parts | None:
+    if output.ndim == 0 or output.shape[0] % batch or parameter.ndim > output.ndim:
+        return None
+    if parameter.ndim == output.ndim and parameter.shape[0] != 1:
+        return None
+    shape = parameter.shape
+
+    def of_parameter(delta: Tensor) -> Piece:
+        value = _sum_to(make(delta), batch, shape)
+        assert value is not None
+        return Gradient(value)
+
+    return [(parameter, of_parameter)]
+
+
+def multiply(batch: int, output: Tensor, input: Any, other: Any) -> Parts | None:
+    """`input · other` with a parameter broadcast over the samples on either side (layer scale)."""
+    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
+        return None
+    parts: Parts = []
+    for parameter, factor in ((other, input), (input, other)):
+        found = _broadcast(batch, output, parameter, lambda delta, factor=factor: delta * factor)  # type: ignore[misc]
+        parts += found or []
+    return parts or None
+
+
+def add(batch: int, output: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Parts | None:
+    """`input + alpha · other` with a parameter broadcast over the samples (position embedding)."""
+    parts: Parts = []
+    for parameter, scale in ((input, 1), (other, alpha)):
+        if isinstance(parameter, Tensor):
+            parts += _broadcast(batch, output, parameter, lambda delta, scale=scale: delta * scale) or []  # type: ignore[misc]
+    return parts or None
+
+
+def addcmul(
+    batch: int, output: Tensor, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
+) -> Parts | None:
+    """`input + value · tensor1 · tensor2` with parameters as shift and scale (global response norm)."""
+    parts = _broadcast(batch, output, input, lambda delta: delta) or []
+    parts += _broadcast(batch, output, tensor1, lambda delta: delta * tensor2 * value) or []
+    parts += _broadcast(batch, output, tensor2, lambda delta: delta * tensor1 * value) or []
+    return parts or None
+
+
+def expand(batch: int, output: Tensor, input: Tensor, *sizes: Any) -> Parts | None:
+    """A parameter repeated for every sample (class token)."""
+    return _broadcast(batch, output, input, lambda delta: delta) if output.shape[0] == batch else None
+
+
+RULES: dict[Any, Rule] = {
+    F.linear: linear,
+    torch.matmul: matmul,
+    torch.Tensor.matmul: matmul,
+    torch.Tensor.__matmul__: matmul,
+    torch.conv1d: conv1d,
+    torch.conv2d: conv2d,
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+    F.group_norm: group_norm,
+    F.embedding: embedding,
+    torch.mul: multiply,
+    torch.Tensor.mul: multiply,
+    torch.Tensor.__mul__: multiply,
+    torch.Tensor.__rmul__: multiply,
+    torch.add: add,
+    torch.Tensor.add: add,
+    torch.Tensor.__add__: add,
+    torch.Tensor.__radd__: add,
+    torch.addcmul: addcmul,
+    torch.Tensor.expand: expand,
+}
+
+ORDER_KEEPING_VIEWS = frozenset(
+    {
+        torch.Tensor.reshape,
+        torch.reshape,
+        torch.Tensor.view,
+        torch.Tensor.unsqueeze,
+        torch.unsqueeze,
+        torch.Tensor.squeeze,
+        torch.squeeze,
+        torch.Tensor.flatten,
+        torch.flatten,
+        torch.Tensor.contiguous,
+    }
+)
+"""Same elements, same order: the flat gradient of the view is that of the parameter."""
+
+REORDERING_VIEWS = frozenset(
+    {
+        torch.Tensor.permute,
+        torch.permute,
+        torch.Tensor.transpose,
+        torch.transpose,
+        torch.Tensor.t,
+        torch.t,
+        inspect.getattr_static(torch.Tensor, "T").__get__,
+        inspect.getattr_static(torch.Tensor, "mT").__get__,
+    }
+)
+"""The same elements in another order: the same norm, but not to be added to other uses element by element."""

@@ -1,0 +1,376 @@
+"""The stages in their order: what each reads, calls and writes.
+
+A stage's key hashes its settings and the keys of the stages it reads; what is done with the same key is
+skipped. Results are always read back from disk before the next stage uses them, so that a run that was killed
+and one that was not see the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from diffinf.classify.crossfit import cross_fit, load_crossfit
+from diffinf.classify.model import load_classifier, predict, to_input
+from diffinf.classify.train import load_checkpoints, load_dynamics, train_classifier
+from diffinf.comparing import compare_run
+from diffinf.config import PresetName, RunConfig, make_config
+from diffinf.data.dataset import open_dataset
+from diffinf.data.images import UnreadableImageError, decode_image, square
+from diffinf.errors import UserError
+from diffinf.influence.flag import calibrated_score, flag
+from diffinf.influence.noise import class_noise_rates, confident_joint, label_trust
+from diffinf.influence.rivals import rival_scores
+from diffinf.influence.self_influence import self_influence
+from diffinf.measure import evaluate_edits, evaluate_scores
+from diffinf.repairing import repair_run
+from diffinf.report import write_report
+from diffinf.run import (
+    Run,
+    file_sha256,
+    load_tensors,
+    read_table,
+    save_tensors,
+    stage_key,
+    write_table,
+)
+from diffinf.scores import read_flags, score_table
+from diffinf.summary import write_summary
+from diffinf.workspace import Workspace, default_preset, resolve_device
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def execute(config: RunConfig, *, until: str = "report", out: Path | None = None, fresh: bool = False) -> Run:
+    """Run the stages up to `until` ("train", "score", "train-autoencoder", "repair", "compare", "report").
+
+    Args:
+        config: settings, the dataset among them.
+        until: the last stage.
+        out: the run's directory; none: runs/NAME-KEY, the same for the same data and seed.
+        fresh: start over instead of continuing.
+
+    Raises:
+        UserError: the data, the settings or the directory cannot be used; the message says why.
+    """
+    dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
+    run = Run.create(out or default_directory(config), config, dataset.fingerprint, fresh=fresh)
+    with run.lock():
+        workspace = Workspace(run, dataset)
+        run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
+        for name, stage in STAGES.items():
+            stage(workspace)
+            if name == until:
+                break
+        write_results(run)
+    return run
+
+
+def repair_dataset(
+    dataset: Path | str,
+    *,
+    out: Path | str | None = None,
+    until: str = "report",
+    preset: PresetName | None = None,
+    fresh: bool = False,
+    **settings: Any,
+) -> Run:
+    """Take a dataset all the way, as `diffinf run` does.
+
+    Args:
+        dataset: folder of class folders, or a CSV, TSV or Parquet table.
+        out: the run's directory; none: runs/NAME-KEY.
+        until: the last stage.
+        preset: "cpu", "gpu" or "tiny"; none: "gpu" where there is one, else "cpu".
+        fresh: start over instead of continuing.
+        settings: as in config.yaml: seed=1, data={"label": "age"}, classifier={"steps": 2000} ...
+
+    Returns:
+        The run: `run.summary`, `run.report`, `run.refined` ... are paths in its directory.
+
+    Raises:
+        UserError: the data, the settings or the directory cannot be used; the message says why.
+    """
+    chosen = preset or default_preset(settings.get("device", "auto"))
+    config = make_config(str(Path(dataset).resolve()), preset_name=chosen, values=settings)
+    return execute(config, until=until, out=None if out is None else Path(out), fresh=fresh)
+
+
+def default_directory(config: RunConfig) -> Path:
+    """Return runs/NAME-KEY, where KEY hashes data settings and seed: other settings continue the run."""
+    key = stage_key(config.dataset, config.data, config.seed)
+    return Path("runs") / f"{Path(config.dataset).stem}-{key[:8]}"
+
+
+def write_results(run: Run) -> None:
+    """Write summary.json and report.html from the run's files."""
+    write_summary(run)
+    write_report(run.path)
+
+
+def train(workspace: Workspace) -> None:
+    """Train the baseline classifier with checkpoints and dynamics, or take the user's."""
+    run, config = workspace.run, workspace.config.classifier
+
+    def work() -> None:
+        _write_dataset_tables(workspace)
+        train_classifier(
+            workspace.images,
+            workspace.labels,
+            spec=workspace.spec,
+            config=config,
+            seed=workspace.seed,
+            device=workspace.device,
+            directory=run.classifier,
+        )
+
+    key = stage_key("train", workspace.inputs_key, config, _content(config.checkpoint))
+    run.stage("train", key, work, outputs=("classifier", "dataset.parquet", "quarantine.parquet"))
+
+
+def _content(path: Path | None) -> dict[str, str]:
+    """Hash the files that a setting names: a stage must notice when they change."""
+    if path is None or not path.exists():
+        return {}
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {str(file): file_sha256(file) for file in found if file.is_file()}
+
+
+def _write_dataset_tables(workspace: Workspace) -> None:
+    data, run = workspace.dataset, workspace.run
+    nobody = pa.nulls(len(data), pa.string())
+    samples = {
+        "id": pa.array(data.ids, pa.string()),
+        "target": pa.array([""] * len(data), pa.string()),
+        "label": pa.array(np.array(data.class_names)[data.labels], pa.string()),
+        "split": pa.array(data.splits, pa.string()),
+        "identity": nobody if data.identities is None else pa.array(data.identities, pa.string()),
+    }
+    write_table(run.path / "dataset.parquet", pa.table(samples), data.class_names)
+    lost = {
+        "id": pa.array([item.id for item in data.quarantine], pa.string()),
+        "target": pa.array([""] * len(data.quarantine), pa.string()),
+        "path": pa.array([item.path for item in data.quarantine], pa.string()),
+        "reason": pa.array([item.reason for item in data.quarantine], pa.string()),
+    }
+    write_table(run.path / "quarantine.parquet", pa.table(lost), data.class_names)
+
+
+def _cross_fit(workspace: Workspace) -> None:
+    """Judge every training sample by a classifier that never saw it."""
+    run, config = workspace.run, workspace.config.classifier
+
+    def work() -> None:
+        cross_fit(
+            workspace.images,
+            workspace.labels,
+            workspace.ids,
+            spec=workspace.spec,
+            config=config,
+            folds=config.folds,
+            seed=workspace.seed,
+            directory=run.crossfit,
+            device=workspace.device,
+            workers=workspace.config.compare.workers,
+            identities=workspace.identities,
+        )
+
+    settings = config.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
+    run.stage("crossfit", stage_key("crossfit", workspace.inputs_key, settings), work, outputs=("crossfit",))
+
+
+def _self_influence(workspace: Workspace) -> None:
+    """Sum the squared gradient norms of every training sample over the baseline's checkpoints."""
+    run, config = workspace.run, workspace.config.influence
+
+    def work() -> None:
+        checkpoints = load_checkpoints(run.classifier, workspace.device)
+        if workspace.config.classifier.checkpoint is not None:
+            checkpoints = [(checkpoints[0][0], 1.0)]  # how it was trained is not known
+        values = self_influence(
+            checkpoints,
+            workspace.images,
+            workspace.labels,
+            to_input=to_input,
+            scope=config.scope,
+            batch_size=config.batch_size,
+            device=workspace.device,
+            scratch=run.scratch("influence"),
+        )
+        save_tensors(run.path / "influence.safetensors", {"self_influence": torch.as_tensor(values)})
+
+    key = stage_key("influence", run.key("train"), config.scope)
+    run.stage("influence", key, work, outputs=("influence.safetensors",))
+
+
+def score(workspace: Workspace) -> None:
+    """Score every training sample and flag: scores.parquet."""
+    _cross_fit(workspace)
+    _self_influence(workspace)
+    run, config = workspace.run, workspace.config.influence
+
+    def work() -> None:
+        fitted = load_crossfit(run.crossfit)
+        labels, class_names = workspace.labels.numpy(), workspace.dataset.class_names
+        probabilities = fitted.logits.double().softmax(1).numpy()
+        joint = confident_joint(labels, probabilities)
+        rivals = rival_scores(labels, fitted.logits, fitted.features, load_dynamics(run.classifier))
+        suspicion = calibrated_score(
+            rivals["margin"], labels, class_noise_rates(joint), config.class_noise_weight
+        )
+        flagged, threshold = _flags(workspace, suspicion, joint)
+        table = score_table(
+            ids=workspace.ids,
+            labels=labels,
+            appears=probabilities.argmax(1),
+            class_names=class_names,
+            score=suspicion,
+            self_influence=load_tensors(run.path / "influence.safetensors")["self_influence"].numpy(),
+            flagged=flagged,
+            threshold=threshold,
+            label_trust=label_trust(labels, probabilities, joint),
+            rivals=rivals,
+            fold=fitted.fold.numpy(),
+        )
+        write_table(run.scores, table, class_names)
+
+    key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
+    run.stage("score", key, work, outputs=("scores.parquet",))
+    if (truth := workspace.truth()) is not None:
+        key = stage_key("evaluate-scores", run.key("score"), truth.tolist())
+        outputs = ("evaluation.json", "evaluation.parquet")
+        run.stage("evaluate-scores", key, lambda: evaluate_scores(workspace, truth), outputs=outputs)
+
+
+def _flags(workspace: Workspace, suspicion: Floats, joint: Floats) -> tuple[Bools, float | None]:
+    """Flag by the settings, or as the user's file says."""
+    config, data = workspace.config.influence, workspace.dataset
+    if config.flags is not None:
+        elsewhere = data.ids[np.setdiff1d(np.arange(len(data)), workspace.rows)]
+        return read_flags(config.flags, workspace.ids, elsewhere), None
+    share = min(1 - float(np.trace(joint)), config.max_share) if config.share is None else config.share
+    result = flag(
+        suspicion,
+        workspace.ids,
+        method=config.flag,
+        share=share,
+        count=config.count,
+        labels=workspace.labels.numpy(),
+    )
+    return result.flagged, result.threshold
+
+
+def train_autoencoder(workspace: Workspace) -> None:
+    """Train the diffusion autoencoder, or take weights that are there."""
+    run, config = workspace.run, workspace.config.autoencoder
+
+    def work() -> None:
+        if config.weights is not None:
+            _take_weights(config.weights, run.autoencoder)
+            return
+        from diffinf.diffusion.train import train_autoencoder as train_on
+
+        trust = read_table(run.scores)["label_trust"].to_numpy()
+        persons = workspace.identities
+        train_on(
+            workspace.images,
+            workspace.labels,
+            torch.from_numpy(trust),
+            None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
+            config,
+            class_names=workspace.dataset.class_names,
+            seed=workspace.seed,
+            device=workspace.device,
+            directory=run.autoencoder,
+        )
+
+    read = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
+    key = stage_key("train-autoencoder", workspace.inputs_key, config, read)
+    run.stage("train-autoencoder", key, work, outputs=("autoencoder",))
+
+
+def _trust_key(workspace: Workspace) -> list[str]:
+    """What training reads of the scores: not the flags, so that other flags leave the autoencoder alone."""
+    return [workspace.run.key("crossfit")]
+
+
+def _take_weights(source: Path | str, target: Path) -> None:
+    """Copy a trained autoencoder into the run, so that the run is whole by itself."""
+    shipped = files("diffinf") / "weights" / "rendered"
+    with as_file(shipped) if source == "rendered" else nullcontext(Path(source)) as folder:
+        if not (folder / "autoencoder.json").is_file():
+            raise UserError(f"autoencoder.weights: {folder}: expected a folder with autoencoder.json in it")
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
+def repair(workspace: Workspace) -> None:
+    """Edit the flagged samples, gate the edits, write edits.parquet, the pictures and the refined dataset."""
+    run = workspace.run
+    key = stage_key("repair", run.key("score"), run.key("train-autoencoder"), workspace.config.repair)
+    outputs = ("edits.parquet", "repair", "surrogate", "refined")
+    run.stage("repair", key, lambda: repair_run(workspace), outputs=outputs)
+
+
+def compare(workspace: Workspace) -> None:
+    """Train the arms and keep the retrained classifier; measure against the truth where there is some."""
+    run, config = workspace.run, workspace.config
+    settings = config.classifier.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
+    key = stage_key("compare", run.key("repair"), settings, config.compare)
+    outputs = ("compare.parquet", "compare", "classifier/final")
+    run.stage("compare", key, lambda: compare_run(workspace), outputs=outputs)
+    if (truth := workspace.truth()) is not None:
+        key = stage_key("evaluate-edits", run.key("repair"), settings, truth.tolist())
+        run.stage("evaluate-edits", key, lambda: evaluate_edits(workspace, truth))
+
+
+def report(workspace: Workspace) -> None:
+    """Nothing of its own: summary and report are written at the end of every command."""
+
+
+STAGES: dict[str, Callable[[Workspace], None]] = {
+    "train": train,
+    "score": score,
+    "train-autoencoder": train_autoencoder,
+    "repair": repair,
+    "compare": compare,
+    "report": report,
+}
+
+
+def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dict[str, Any]]:
+    """Classify image files with the retrained classifier of a run.
+
+    Returns:
+        One dict a file: image, label, probabilities {class name: 0..1}.
+
+    Raises:
+        UserError: there is no retrained classifier yet, or a file is no readable image.
+    """
+    if not (run.classifier / "final" / "config.json").exists():
+        raise UserError(f"{run.path}: no retrained classifier yet; run `diffinf compare {run.path}` first")
+    model, spec = load_classifier(run.classifier / "final", resolve_device(device))
+    pixels = []
+    for path in paths:
+        try:
+            image = decode_image(path.read_bytes(), max_pixels=run.config.data.max_pixels)
+        except (OSError, UnreadableImageError) as error:
+            raise UserError(f"{path}: not a readable image ({error})") from error
+        pixels.append(torch.from_numpy(square(image, size=spec.image_size, channels=spec.in_channels).copy()))
+    logits = predict(model, torch.stack(pixels), device=resolve_device(device))[1]
+    found = []
+    for path, shares in zip(paths, logits.softmax(1).tolist(), strict=True):
+        probabilities = dict(zip(spec.class_names, shares, strict=True))
+        label = max(probabilities, key=lambda name: probabilities[name])
+        found.append({"image": str(path), "label": label, "probabilities": probabilities})
+    return found

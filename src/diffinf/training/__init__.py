@@ -1,0 +1,1 @@
+"""Training shared by every room that trains: a resumable loop and weight averaging."""

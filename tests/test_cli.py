@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import diffinf
+from diffinf.cli import main
+from diffinf.config import make_config
+from diffinf.run import Run
+from faces import png
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must fail as a user's mistake; return what it says."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert caught.value.code == 2
+    assert printed.out == "" and "Traceback" not in printed.err
+    return printed.err
+
+
+def table(path: Path, **columns: list[object]) -> Path:
+    """A Parquet table of 30 faces in two classes, with columns replaced."""
+    rng = np.random.default_rng(0)
+    faces = [png(rng.integers(0, 256, (32, 32), dtype=np.uint8)) for _ in range(30)]
+    values: dict[str, list[object]] = {
+        "id": [f"f{index:02}" for index in range(30)],
+        "image": list(faces),
+        "label": [("old", "young")[index % 2] for index in range(30)],
+    }
+    pq.write_table(pa.table({**values, **columns}), path)
+    return path
+
+
+def test_a_mistake_is_one_line_without_traceback_in_a_real_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "diffinf", "run", str(tmp_path / "missing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "no such file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no such file or directory" in refused(capsys, "run", tmp_path / "none")
+    for stage in ("score", "train-autoencoder", "repair", "compare", "report"):
+        assert "not a diffinf run" in refused(capsys, stage, tmp_path)
+    assert "not a diffinf run" in refused(capsys, "predict", tmp_path, "x.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label", "emotion"], "emotion"),
+        (["--image", "picture"], "picture"),
+        (["--set", "classifier.stps=3"], "classifier.stps: no such setting"),
+        (["--set", "classifier.steps"], "stage.field=value"),
+        (["--limit", "0"], "data.limit"),
+        (["--preset", "huge"], "expected cpu, gpu or tiny"),
+        (["--device", "abacus"], "abacus"),
+        (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
+        (["--classifier", "missing.safetensors"], "NAME:FILE.safetensors"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_wrong_options(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str], message: str
+) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    said = refused(capsys, "train", faces, "--out", tmp_path / "run", *options)
+    assert message in said
+    assert not (tmp_path / "run" / "classifier").exists()
+
+
+def test_bad_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    labels: list[object] = [("old", "young")[index % 2] for index in range(30)]
+    out = ("--out", tmp_path / "run", "--id", "id")
+    twice = table(tmp_path / "twice.parquet", id=["same", "same", *(f"f{i}" for i in range(28))])
+    assert "same" in refused(capsys, "run", twice, *out)
+    empty = table(tmp_path / "nan.parquet", label=[None, *labels[1:]])
+    assert "f00" in refused(capsys, "run", empty, *out)
+    single = table(tmp_path / "single.parquet", label=["ancient", *labels[1:]])
+    assert "ancient" in refused(capsys, "run", single, *out)
+    unreadable = table(tmp_path / "unreadable.parquet", image=[b"no image"] * 30)
+    assert "image" in refused(capsys, "run", unreadable, *out)
+    assert not (tmp_path / "run").exists()
+
+
+def test_directory_of_another_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    Run.create(tmp_path / "run", make_config("others.parquet"), "0" * 64)
+    said = refused(capsys, "run", faces, "--out", tmp_path / "run", "--preset", "tiny")
+    assert "others.parquet" in said and "faces.parquet" in said and "--fresh" in said
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").touch()
+    assert "not a diffinf run" in refused(capsys, "run", faces, "--out", tmp_path / "home", "--fresh")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    said = refused(capsys, "run", faces, "--out", tmp_path / "locked" / "run", "--preset", "tiny")
+    assert "cannot be written" in said
+
+
+def test_a_file_where_the_directory_should_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    assert "found a file" in refused(capsys, "run", faces, "--out", faces, "--preset", "tiny")
+
+
+def test_estimate_and_json(capsys: pytest.CaptureFixture[str], folders: Path, tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "run"), "--preset", "tiny")
+    main_ok("train", str(folders), *out, "--estimate", "--json")
+    costs = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in costs] == ["train"] and costs[0]["seconds"] >= 0
+    assert not (tmp_path / "run").exists(), "an estimate starts nothing"
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main_ok("--version")
+    assert capsys.readouterr().out.strip() == f"diffinf {diffinf.__version__}"
+    for command in ("demo", "render", "run", "train", "score", "repair", "compare", "report", "predict"):
+        main_ok(command, "--help")
+        assert "Usage" in capsys.readouterr().out
+
+
+def main_ok(*arguments: str) -> None:
+    try:
+        main(list(arguments))
+    except SystemExit as end:
+        assert not end.code
+
+
+def test_public_names() -> None:
+    for name in diffinf.__all__:
+        assert getattr(diffinf, name) is not None
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = diffinf.nothing_of_the_kind
