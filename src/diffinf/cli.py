@@ -242,10 +242,11 @@ for _name, _doc in (
 @app.command()
 def report(run: RunPath, as_json: Json = False) -> None:
     """Write summary.json and report.html anew from the files of a run; nothing is trained."""
-    from diffinf.pipeline import write_results
     from diffinf.run import Run
 
     taken = Run.open(run)
+    from diffinf.pipeline import write_results
+
     write_results(taken)
     _show(taken, as_json)
 
@@ -258,10 +259,12 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with the retrained model of a run."""
-    from diffinf.pipeline import predict_files
     from diffinf.run import Run
 
-    predictions = predict_files(Run.open(run), images, device or "auto")
+    taken = Run.open(run)
+    from diffinf.pipeline import predict_files
+
+    predictions = predict_files(taken, images, device or "auto")
     if as_json:
         print(json.dumps(predictions, indent=2))
         return
@@ -313,7 +316,6 @@ def _settings(
     """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given."""
     from diffinf.config import apply_overrides, build, make_config, merge
     from diffinf.run import Run
-    from diffinf.workspace import default_preset
 
     if from_scratch:
         overrides = [*overrides, "autoencoder.weights=null"]
@@ -329,9 +331,15 @@ def _settings(
         )
     if preset not in (None, "cpu", "gpu", "tiny"):
         raise UserError(f"--preset {preset}: expected cpu, gpu or tiny")
+    if preset is None:
+        from diffinf.workspace import (
+            default_preset,  # asks torch for a GPU: seconds that a mistake need not cost
+        )
+
+        preset = default_preset(values.get("device", "auto"))
     return make_config(
         str(Path(dataset).resolve()),
-        preset_name=preset or default_preset(values.get("device", "auto")),  # type: ignore[arg-type]
+        preset_name=preset,  # type: ignore[arg-type]
         file=file,
         values=values,
         overrides=overrides,

@@ -89,7 +89,10 @@ class AutoencoderConfig(StageConfig):
         None, description="folder of trained weights, or the shipped ones for rendered faces; none: train"
     )
     latent_channels: int = Field(
-        12, ge=1, le=48, description="channels of a latent; its sides are a quarter of the image's"
+        16,
+        ge=1,
+        le=48,
+        description="channels of a latent, at most 16 per image channel; its sides are a quarter",
     )
     code_size: int = Field(64, ge=2, description="size of the semantic code")
     unet_channels: list[int] = Field(
@@ -116,8 +119,45 @@ class AutoencoderConfig(StageConfig):
 class RepairConfig(StageConfig):
     """Surrogate, edit and gate."""
 
-    steps: int = Field(60, ge=0, description="optimisation steps of the code")
-    guidance: float = Field(2.0, ge=0, description="weight of positive against negative label context")
+    surrogate_steps: int = Field(600, ge=1, description="optimisation steps of the surrogate")
+    code_steps: int = Field(60, ge=0, description="optimisation steps of an edited code")
+    code_learning_rate: float = Field(0.1, gt=0, description="Adam's step on normalised codes")
+    influence_weight: float = Field(0.3, ge=0, description="weight of the surrogate's term")
+    identity_weight: float = Field(
+        4.0, ge=0, description="weight of the identity head's term, where it was trained"
+    )
+    proximity_weight: float = Field(
+        0.2, ge=0, description="weight of the squared distance to the code as it was"
+    )
+    realism_weight: float = Field(0.5, ge=0, description="weight of -log p(code | label)")
+    diffusion_steps: int = Field(10, ge=1, description="network evaluations of an inversion and of a decode")
+    depth: float = Field(
+        0.7, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
+    )
+    guidance: float = Field(2.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    strengths: list[float] = Field(
+        [1.0, 0.75, 0.5], min_length=1, description="strengths tried, strongest first"
+    )
+    judge_margin: float = Field(
+        0.1, ge=0, le=1, description="P(label) must exceed every other class's by so much"
+    )
+    identity_quantile: float = Field(
+        0.99, gt=0, lt=1, description="identity threshold: this quantile of pairs of different persons"
+    )
+    roundtrip_limit: float = Field(
+        0.15, gt=0, description="largest mean absolute round-trip error in [-1, 1]"
+    )
+    influence_quantile: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="an edit's influence must fall below this quantile of its class's unflagged",
+    )
+    trusted_minimum: int = Field(
+        10, ge=0, description="a class with fewer samples of label_trust >= 0.5 is not edited"
+    )
+    judge_folds: int = Field(2, ge=2, description="folds of the cross-fitted judge")
+    batch_size: int = Field(32, ge=1, description="images edited at once")
 
 
 class CompareConfig(StageConfig):
@@ -180,7 +220,13 @@ def preset(name: PresetName) -> dict[str, Any]:
             "classifier": {"steps": 40, "batch_size": 32, "checkpoints": 2, "folds": 2},
             "influence": {"batch_size": 64},
             "autoencoder": {"steps": 12, "batch_size": 16},
-            "repair": {"steps": 3},
+            "repair": {
+                "surrogate_steps": 20,
+                "code_steps": 3,
+                "diffusion_steps": 2,
+                "strengths": [1.0],
+                "trusted_minimum": 1,
+            },
             "compare": {"seeds": 1},
         },
     }

@@ -84,7 +84,7 @@ def _readings(workspace: Workspace, truth: Tensor) -> dict[str, Ints]:
         workspace.ids,
         spec=workspace.spec,
         config=config,
-        folds=config.folds,
+        folds=workspace.config.repair.judge_folds,
         seed=workspace.seed,
         directory=workspace.run.scratch("evaluate"),
         device=workspace.device,

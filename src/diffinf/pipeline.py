@@ -225,11 +225,12 @@ def score(workspace: Workspace) -> None:
         labels, class_names = workspace.labels.numpy(), workspace.dataset.class_names
         probabilities = fitted.logits.double().softmax(1).numpy()
         joint = confident_joint(labels, probabilities)
+        trust = label_trust(labels, probabilities, joint)
         rivals = rival_scores(labels, fitted.logits, fitted.features, load_dynamics(run.classifier))
         suspicion = calibrated_score(
             rivals["margin"], labels, class_noise_rates(joint), config.class_noise_weight
         )
-        flagged, threshold = _flags(workspace, suspicion, joint)
+        flagged, threshold = _flags(workspace, suspicion, trust)
         table = score_table(
             ids=workspace.ids,
             labels=labels,
@@ -239,7 +240,7 @@ def score(workspace: Workspace) -> None:
             self_influence=load_tensors(run.path / "influence.safetensors")["self_influence"].numpy(),
             flagged=flagged,
             threshold=threshold,
-            label_trust=label_trust(labels, probabilities, joint),
+            label_trust=trust,
             rivals=rivals,
             fold=fitted.fold.numpy(),
         )
@@ -253,18 +254,18 @@ def score(workspace: Workspace) -> None:
         run.stage("evaluate-scores", key, lambda: evaluate_scores(workspace, truth), outputs=outputs)
 
 
-def _flags(workspace: Workspace, suspicion: Floats, joint: Floats) -> tuple[Bools, float | None]:
+def _flags(workspace: Workspace, suspicion: Floats, trust: Floats) -> tuple[Bools, float | None]:
     """Flag by the settings, or as the user's file says."""
     config, data = workspace.config.influence, workspace.dataset
     if config.flags is not None:
         elsewhere = data.ids[np.setdiff1d(np.arange(len(data)), workspace.rows)]
         return read_flags(config.flags, workspace.ids, elsewhere), None
-    share = min(1 - float(np.trace(joint)), config.max_share) if config.share is None else config.share
+    estimated = min(1 - float(trust.mean()), config.max_share)
     result = flag(
         suspicion,
         workspace.ids,
         method=config.flag,
-        share=share,
+        share=estimated if config.share is None else config.share,
         count=config.count,
         labels=workspace.labels.numpy(),
     )
@@ -286,7 +287,7 @@ def train_autoencoder(workspace: Workspace) -> None:
         train_on(
             workspace.images,
             workspace.labels,
-            torch.from_numpy(trust),
+            torch.tensor(trust),
             None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
             config,
             class_names=workspace.dataset.class_names,

@@ -102,9 +102,11 @@ def _terminal_bar(description: str, total: int) -> Iterator[Advance]:
 def _plain_lines(description: str, total: int) -> Iterator[Advance]:
     """Lines such as ``train classifier: 300/1200 (25/s, 0:36 left)``."""
     start = time.monotonic()
-    done, before, last = 0, 0, start
+    done, before, last, shown = 0, 0, start, -1
 
     def line() -> None:
+        nonlocal shown
+        shown = done
         speed = (done - before) / max(time.monotonic() - start, 1e-9)
         left = (
             f"{clock((total - done) / speed)} left"
@@ -125,7 +127,8 @@ def _plain_lines(description: str, total: int) -> Iterator[Advance]:
             line()
 
     yield advance
-    line()
+    if shown != done:
+        line()
 
 
 def clock(seconds: float) -> str:

@@ -2,9 +2,260 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
+from diffinf.classify.model import create_classifier, save_classifier, to_input
+from diffinf.data.writers import write_refined
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
+from diffinf.influence.self_influence import self_influence
+from diffinf.repair.batches import REASONS, run_batches
+from diffinf.repair.gate import influence_limits
+from diffinf.repair.objective import CodePrior, optimise_codes
+from diffinf.repair.surrogate import train_surrogate
+from diffinf.run import read_table, save_tensors, write_json, write_table
 from diffinf.workspace import Workspace
+
+UNRELIABLE = "class_unreliable"
+IDENTITY_SIZE = 64
+
+
+class Repair:
+    """One run of the stage: what its steps share."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        """Read scores, autoencoder and cross-fit of the run."""
+        self.workspace, self.config = workspace, workspace.config.repair
+        self.run, self.device = workspace.run, workspace.device
+        self.scratch = self.run.scratch("repair")
+        scores = read_table(self.run.scores)
+        self.flagged = torch.from_numpy(scores["flagged"].to_numpy().copy())
+        self.trust = torch.from_numpy(scores["label_trust"].to_numpy().copy()).float()
+        self.rows = torch.nonzero(self.flagged)[:, 0]  # (M,) of the training samples
+        self.labels, self.images = workspace.labels, workspace.images
+        self.model = DiffusionAutoencoder.load(self.run.autoencoder, self.device)
+        self.crossfit = load_crossfit(self.run.crossfit)
+        # What the image appears to show instead of its label: the negative context of the edit.
+        others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
+        self.negative = others.argmax(1)
+
+    def moved_codes(self) -> Tensor:
+        """Train the surrogate and move the flagged samples' codes; return the normalised codes (M, D)."""
+        with torch.no_grad():
+            codes = torch.cat(
+                [
+                    self.model.normalised(self.model.encoder(self.model.to_latents(part))).cpu()
+                    for part in torch.split(self.images, 256)
+                ]
+            )
+        classes = len(self.workspace.dataset.class_names)
+        surrogate, metrics = train_surrogate(
+            codes,
+            self.labels,
+            self.flagged,
+            num_classes=classes,
+            steps=self.config.surrogate_steps,
+            seed=self.workspace.seed,
+        )
+        save_tensors(self.run.surrogate / "surrogate.safetensors", surrogate.state_dict())
+        write_json(self.run.surrogate / "metrics.json", asdict(metrics))
+        prior = CodePrior.fit(codes, self.labels, self.trust, classes)
+        with torch.enable_grad():
+            moved, terms = optimise_codes(
+                self.model.cpu(),
+                surrogate,
+                prior,
+                codes[self.rows],
+                self.labels[self.rows],
+                self.config,
+                identity_known=self.workspace.identities is not None,
+            )
+        write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
+        return moved
+
+    def judge(self, roundtrips: Tensor) -> CrossFit:
+        """Cross-fit the judge on originals and round trips, each sample counting as its label is trusted."""
+        second_view = self.images.clone()
+        second_view[self.rows] = roundtrips
+        config = self.workspace.config.classifier
+        return cross_fit(
+            self.images,
+            self.labels,
+            self.workspace.ids,
+            spec=self.workspace.spec,
+            config=config,
+            folds=self.config.judge_folds,
+            seed=self.workspace.seed + 1,
+            directory=self.scratch / "judge",
+            device=self.device,
+            workers=self.workspace.config.compare.workers,
+            extra_images=second_view,
+            weights=self.trust,
+            identities=self.workspace.identities,
+        )
+
+    def identity_threshold(self) -> dict[str, Any] | None:
+        """Train and calibrate the identity embedder; None where the dataset does not name persons."""
+        if self.workspace.identities is None:
+            return None
+        persons = np.unique(self.workspace.identities, return_inverse=True)[1]
+        held_out, numbered = hold_out_persons(persons, 0.2, self.workspace.seed)
+        spec = replace(self.workspace.spec, num_classes=IDENTITY_SIZE, class_names=())
+        settings = self.workspace.config.classifier
+        embedder = train_identity(
+            create_classifier(spec, self.workspace.seed + 2),
+            self.images[~held_out],
+            torch.from_numpy(numbered),
+            to_input=to_input,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=self.workspace.seed + 2,
+            device=self.device,
+            checkpoint=self.scratch / "identity.checkpoint",
+        )
+        save_classifier(self.scratch / "identity", embedder, spec)
+        vectors = embed(embedder, self.images[held_out], to_input=to_input, device=self.device)
+        return asdict(calibrate(vectors, persons[held_out], self.config.identity_quantile))
+
+    def influence(self) -> Tensor:
+        """Return the self-influence (N,) of every training sample under the scorer that never saw it."""
+        result = torch.empty(len(self.labels))
+        for k, model in enumerate(self.crossfit.models(self.device)):
+            rows = torch.nonzero(self.crossfit.fold == k)[:, 0]
+            values = self_influence(
+                [(model, 1.0)],
+                self.images[rows],
+                self.labels[rows],
+                to_input=to_input,
+                scope=self.workspace.config.influence.scope,
+                device=self.device,
+            )
+            result[rows] = torch.from_numpy(values).float()
+        return result
+
+    def unreliable(self) -> Tensor:
+        """Return bool (K,): classes with too few samples whose label is more likely right than wrong."""
+        trusted = self.labels[self.trust >= 0.5]
+        counts = torch.bincount(trusted, minlength=len(self.workspace.dataset.class_names))
+        return counts < self.config.trusted_minimum
 
 
 def repair_run(workspace: Workspace) -> None:
     """Write edits.parquet, repair/pictures.safetensors, surrogate/ and refined/."""
-    raise NotImplementedError
+    repair = Repair(workspace)
+    run, rows = repair.run, repair.rows
+    if not len(rows):
+        _write(repair, None)
+        return
+    workers = workspace.config.compare.workers
+    common: dict[str, Any] = {"config": repair.config, "device": repair.device, "workers": workers}
+    settings = {"autoencoder": str(run.autoencoder)}
+    moved = repair.moved_codes()
+    material = {
+        "images": repair.images[rows],
+        "labels": repair.labels[rows],
+        "negative": repair.negative[rows],
+        "score_fold": repair.crossfit.fold[rows],
+        "code": moved,
+    }
+    write_material(repair.scratch / "material", **material)
+    apart = run_batches(
+        "take_apart_job", repair.scratch, len(rows), description="invert", settings=settings, **common
+    )
+    judge = repair.judge(apart["roundtrip"])
+    identity = repair.identity_threshold()
+    influence = repair.influence()
+    limits = influence_limits(
+        influence,
+        repair.labels,
+        repair.flagged,
+        repair.config.influence_quantile,
+        len(workspace.dataset.class_names),
+    )
+    gate = {
+        "judges": str(repair.scratch / "judge"),
+        "scorers": str(run.crossfit),
+        "scope": workspace.config.influence.scope,
+        "influence_limits": limits.tolist(),
+        "identity_threshold": None if identity is None else identity["threshold"],
+        "identity": identity,
+    }
+    write_json(repair.scratch / "gate.json", gate)
+    write_material(repair.scratch / "material", judge_fold=judge.fold[rows])
+    edited = run_batches(
+        "edit_job", repair.scratch, len(rows), description="edit and gate", settings=settings, **common
+    )
+    before = out_of_fold_logits(judge, repair.images[rows], judge.fold[rows], device=repair.device).softmax(1)
+    found = {
+        **edited,
+        "roundtrip": apart["roundtrip"],
+        "error": apart["error"],
+        "judge_before": before.gather(1, repair.labels[rows][:, None])[:, 0],
+        "influence_before": influence[rows],
+    }
+    shown = {name: value for name, value in gate.items() if name not in ("judges", "scorers")}
+    unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
+    write_json(run.repair / "gate.json", {**shown, "unreliable_classes": unreliable})
+    _write(repair, found)
+
+
+def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
+    """Write the tables, the pictures and the refined dataset; `found` is None when nothing was flagged."""
+    workspace, run, rows = repair.workspace, repair.run, repair.rows
+    dataset = workspace.dataset
+    if found is None:
+        empty = repair.images[:0]
+        found = {name: torch.empty(0) for name in ("reason", "strength", "judge", "identity", "influence")}
+        found |= {name: torch.empty(0) for name in ("error", "judge_before", "influence_before")}
+        found |= {"edited": empty, "roundtrip": empty}
+    blocked = repair.unreliable()[repair.labels[rows]]
+    reasons = [
+        UNRELIABLE if stop else REASONS[int(code)]
+        for stop, code in zip(blocked.tolist(), found["reason"].tolist(), strict=True)
+    ]
+    accepted = [m for m, reason in enumerate(reasons) if not reason]
+    ids = workspace.ids[rows.numpy()]
+    replacements = {str(ids[m]): png_bytes(found["edited"][m]) for m in accepted}
+    paths = write_refined(dataset, replacements, [], {}, run.refined, replace=True)
+    names = np.array(dataset.class_names)
+    identity = [None if np.isnan(value) else value for value in found["identity"].tolist()]
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "target": pa.array([""] * len(rows), pa.string()),
+        "label": pa.array(names[repair.labels[rows].numpy()], pa.string()),
+        "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
+        "status": pa.array(["kept" if reason else "edited" for reason in reasons], pa.string()),
+        "reason": pa.array(reasons, pa.string()),
+        "strength": pa.array(found["strength"].tolist(), pa.float64()),
+        "judge_before": pa.array(found["judge_before"].tolist(), pa.float64()),
+        "judge_after": pa.array(found["judge"].tolist(), pa.float64()),
+        "influence_before": pa.array(found["influence_before"].tolist(), pa.float64()),
+        "influence_after": pa.array(found["influence"].tolist(), pa.float64()),
+        "identity_similarity": pa.array(identity, pa.float64()),
+        "roundtrip_error": pa.array(found["error"].tolist(), pa.float64()),
+        "path": pa.array([paths[str(id_)] for id_ in ids], pa.string()),
+        "source_sha256": pa.array(
+            [dataset.source_sha256(int(workspace.rows[row])) for row in rows.tolist()], pa.string()
+        ),
+    }
+    pictures = {"original": repair.images[rows], "roundtrip": found["roundtrip"], "edited": found["edited"]}
+    save_tensors(run.repair / "pictures.safetensors", pictures)
+    write_table(run.edits, pa.table(columns), dataset.class_names)
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Return a uint8 image (C, H, W) as PNG."""
+    array = image.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -133,7 +133,7 @@ def test_rows_pick_images(problem: Problem, config: ClassifierConfig) -> None:
 
 
 def test_divergence_has_a_name(problem: Problem, config: ClassifierConfig) -> None:
-    with pytest.raises(DivergedError, match="nan|inf"):
+    with pytest.raises(DivergedError, match=r"nan|inf"):
         run(problem, config.model_copy(update={"learning_rate": 1e30}))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,10 +12,19 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_problem import Problem
+from torch import Tensor, nn
 
 from diffinf.classify import crossfit, workers
-from diffinf.classify.crossfit import CrossFit, cross_fit, fold_assignment, load_crossfit, out_of_fold_logits
+from diffinf.classify.crossfit import (
+    CrossFit,
+    cross_fit,
+    fold_assignment,
+    load_crossfit,
+    out_of_fold_logits,
+    write_material,
+)
 from diffinf.classify.model import predict
+from diffinf.classify.train import train_classifier
 from diffinf.config import ClassifierConfig
 from diffinf.errors import UserError
 from diffinf.training.loop import DivergedError
@@ -107,19 +117,51 @@ def test_workers_give_the_same_and_finished_folds_are_kept(
 
 
 def test_a_second_view_is_trained_on_in_the_same_folds(
-    problem: Problem, config: ClassifierConfig, tmp_path: Path
+    problem: Problem, config: ClassifierConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inverted = 255 - problem.images
-    both = fit_folds(problem, config, tmp_path, extra_images=inverted)
+    paler = problem.images // 2 + 64
+    asked: list[dict[str, Any]] = []
+
+    def watched(images: Tensor, labels: Tensor, **options: Any) -> nn.Module:
+        asked.append({"images": images[options["rows"]], "labels": labels, "weights": options["weights"]})
+        return train_classifier(images, labels, **options)
+
+    monkeypatch.setattr(crossfit, "train_classifier", watched)
+    weights = torch.arange(64) / 10
+    both = fit_folds(problem, config, tmp_path, extra_images=paler, weights=weights)
     assert both.logits.shape == (64, 2)
-    seen = torch.cat([both.logits, out_of_fold_logits(both, inverted, both.fold)])
-    assert (seen.argmax(1) == problem.labels.repeat(2)).float().mean() > 0.8
+    for k, trained in enumerate(asked):
+        kept = both.fold != k
+        assert torch.equal(trained["images"], torch.cat([problem.images[kept], paler[kept]]))
+        assert torch.equal(trained["labels"], problem.labels[kept].repeat(2))
+        assert torch.equal(trained["weights"], weights[kept].repeat(2))
 
 
 def test_errors_come_back_from_workers(problem: Problem, config: ClassifierConfig, tmp_path: Path) -> None:
-    wild = config.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(DivergedError):
-        fit_folds(problem, wild, tmp_path, workers=2)
-    nowhere = "diffinf.classify.crossfit:no_such_function"
-    with pytest.raises(RuntimeError, match="no_such_function"):
-        workers.run_jobs(nowhere, [{}, {}], workers=2, units=1, description=None)
+    """One worker: a user's mistake, a divergence, and at last a fault of ours."""
+    spec = {**asdict(problem.spec), "class_names": []}
+    settings_ = config.model_dump(mode="json")
+    write_material(
+        tmp_path / ".work" / "material", images=problem.images, labels=problem.labels, fold=problem.labels
+    )
+    job = {"directory": str(tmp_path), "fold": 2, "seed": 0, "key": "", "device": "cpu"}
+    worker = workers._Worker("diffinf.classify.crossfit:fold_job")
+    try:
+        with pytest.raises(UserError, match="no model 'nothing'"):
+            worker.ask({**job, "spec": {**spec, "name": "nothing"}, "config": settings_}, lambda _: None)
+        with pytest.raises(DivergedError):
+            wild = {**settings_, "learning_rate": 1e30}
+            worker.ask({**job, "spec": spec, "config": wild}, lambda _: None)
+        with pytest.raises(RuntimeError, match="KeyError: 'spec'"):
+            worker.ask(job, lambda _: None)
+    finally:
+        worker.close()
+
+
+def test_a_worker_dies_with_its_caller() -> None:
+    """The worker's input ends when the caller is killed."""
+    worker = workers._Worker("time:sleep")
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=60) == 0
+    worker.close()

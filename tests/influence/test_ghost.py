@@ -34,7 +34,7 @@ def by_autograd(
 
 
 def assert_exact(
-    model: nn.Module, images: Tensor, labels: Tensor, *, fallback: bool = False, classes: int = 5
+    model: nn.Module, images: Tensor, labels: Tensor, *, fallback: bool = False
 ) -> GradientNorms:
     """Every parameter's share and the total agree; the fast way is taken exactly when expected."""
     model.eval()
@@ -110,7 +110,9 @@ def test_convolutions_in_every_form(name: str, form: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(pieces, "_pixel_cost", lambda call: (-(10**15), 1))
     torch.manual_seed(0)
     layer = CONVOLUTIONS[name]()
-    model = shaken(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Tanh(), layer, nn.ReLU(True), Pool(layer.out_channels)))
+    model = shaken(
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.Tanh(), layer, nn.ReLU(True), Pool(layer.out_channels))
+    )
     assert_exact(model, *data(4, 3, 9, 8))
 
 
@@ -131,7 +133,9 @@ NORMS = {
 
 @pytest.mark.parametrize("name", NORMS)
 def test_norms(name: str) -> None:
-    model = shaken(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), NORMS[name](), nn.ReLU(inplace=True), Pool(6)))
+    model = shaken(
+        nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), NORMS[name](), nn.ReLU(inplace=True), Pool(6))
+    )
     assert_exact(model, *data(4, 3, 8, 8))
 
 
@@ -144,7 +148,7 @@ def test_batch_norm_with_a_mean_far_from_zero_stays_exact() -> None:
 
 
 class Words(nn.Module):
-    """Tokens: an embedding, a class token, a position embedding, layer norm, layer scale, linear, conv1d."""
+    """Tokens: embedding, class token, position embedding, layer norm, layer scale, linear, conv1d."""
 
     def __init__(self, tied: bool = False) -> None:
         super().__init__()
@@ -202,7 +206,8 @@ def test_modules_used_twice_are_joined() -> None:
 
 
 class Functional(nn.Module):
-    """Uses that a layer does not make: a standardised weight, a transposed weight, a parameter as the input."""
+    """Uses that a layer does not make: a standardised weight, a transposed weight, a parameter as the
+    input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -388,7 +393,7 @@ def test_bad_input_is_named() -> None:
         squared_gradient_norms(model, images, torch.tensor([0, 9, 1, 2]))
     with pytest.raises(UserError, match="NaN for sample 2"):
         squared_gradient_norms(model, images.index_fill(0, torch.tensor([2]), torch.nan), labels)
-    with pytest.raises(UserError, match="per-sample|one value a sample"):
+    with pytest.raises(UserError, match="one value a sample"):
         squared_gradient_norms(model, images, labels, loss=F.cross_entropy)
     with pytest.raises(UserError, match="conv9"):
         squared_gradient_norms(model, images, labels, scope=["conv9"])

@@ -14,6 +14,7 @@ from diffinf.evaluate.gain import arm_interval, balanced_accuracy
 from diffinf.run import save_tensors, write_json, write_table, write_text
 
 ARMS = ("baseline", "filter", "relabel", "resample", "diffinf")
+DETECTION = ("average_precision", "base_rate", "precision_at_flagged", "n")
 REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable")
 CLASSES = ("child", "young", "middle", "old")
 FaceMaker = Callable[[int, int], np.ndarray]  # (class, sample) -> uint8 (C, H, W)
@@ -62,6 +63,7 @@ def make_run(
     write_table(path / "dataset.parquet", _table({**table, **splits}, classes))
     quarantined = {"id": ["broken1"], "path": ["images/broken1.png"], "reason": ["truncated image"]}
     write_table(path / "quarantine.parquet", _table(quarantined, classes))
+    rivals = ("loss", "margin", "squared_error", "aum", "self_confidence", "knn_agreement")
     columns = {
         "score": score,
         "self_influence": np.exp(score),
@@ -69,7 +71,7 @@ def make_run(
         "threshold": np.full(n_train, score[flagged].min() if flagged.any() else np.nan),
         "appears": names[appears],
         "label_trust": 1 / (1 + np.exp(score - 1.5)),
-        **dict.fromkeys(("loss", "margin", "squared_error", "aum", "self_confidence", "knn_agreement"), score),
+        **dict.fromkeys(rivals, score),
         "fold": labels % 4,
     }
     write_table(path / "scores.parquet", _table({**table, **columns}, classes))
@@ -90,11 +92,14 @@ def make_run(
         _evaluation(path, score, flagged, wrong, labels, true, names, ids, statuses) if truth else None
     )
     write_json(path / "surrogate" / "metrics.json", {"auroc": 0.871, "n": len(rows)})
-    write_json(path / "autoencoder" / "metrics.json", {"roundtrip_l1": 0.034, "steps": 3000})
+    write_json(
+        path / "autoencoder" / "metrics.json",
+        {"last": {"roundtrip_l1": 0.034}, "history": [{}], "n": n_train},
+    )
     reasons = list(edits["reason"])
     summary = {
         "dataset": {"n": n_train + n_test, "classes": list(classes), "quarantined": 1},
-        "detection": evaluation and evaluation["detection"],
+        "detection": evaluation and {name: evaluation["detection"][name] for name in DETECTION},
         "flagged": int(flagged.sum()),
         **{status: statuses.count(status) for status in ("edited", "kept", "relabelled", "dropped")},
         "kept_reasons": {reason: reasons.count(reason) for reason in REASONS},
@@ -199,6 +204,7 @@ def _evaluation(
     statuses: list[str],
 ) -> dict[str, Any]:
     found = detection(score, flagged, wrong, bootstrap=50).to_dict()
+    found["rivals"] = {"self_influence": 0.31, "loss": 0.44}
     accepted = np.array(statuses) == "edited"
     repaired = conversion(
         wrong=wrong[flagged],

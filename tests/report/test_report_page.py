@@ -4,16 +4,28 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from fake_run import CLASSES, make_run
 
 from diffinf.errors import UserError
-from diffinf.report import write_report
-from diffinf.run import read_json, write_text
+from diffinf.report import plots, write_report
+from diffinf.run import read_json, save_tensors, write_text
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="module")
+def finished_page(finished):
+    return page(finished)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Charts are set up but not drawn, which is most of the time that a page takes."""
+    monkeypatch.setattr(plots, "_svg", lambda figure: "data:image/svg+xml;base64,")
 
 
 @pytest.fixture
@@ -38,8 +50,8 @@ def section(text: str, name: str) -> str:
     return re.search(rf'<section id="{name}">.*?</section>', text, flags=re.S).group()
 
 
-def test_page_is_self_contained_and_small(finished):
-    text = page(finished)
+def test_page_is_self_contained_and_small(finished_page):
+    text = finished_page
     loads = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']([^"']*)""", text)
     assert loads and all(load.startswith(("data:", "#")) for load in loads)
     assert not re.search(r"url\(|@import|<script|<link(?! rel=\"icon\")|<iframe", text)
@@ -48,30 +60,30 @@ def test_page_is_self_contained_and_small(finished):
     assert all("alt=" in tag for tag in re.findall(r"<img [^>]*>", text))
 
 
-def test_page_is_the_same_when_made_again(finished):
-    assert page(finished) == page(finished)
+def test_page_is_the_same_when_made_again(finished, finished_page):
+    assert page(finished) == finished_page
 
 
-def test_headline_of_a_run_that_helped(finished):
-    text = plain(page(finished))
+def test_headline_of_a_run_that_helped(finished_page):
+    text = plain(finished_page)
     assert "32 of 160 training labels look wrong" in text
     assert "It helped" in text and "rose from" in text
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.0, "It did not help"), (-0.3, "the classifier got worse")])
-def test_headline_of_a_run_that_did_not_help(tmp_path, gain, verdict):
+def test_headline_of_a_run_that_did_not_help(undrawn, tmp_path, gain, verdict):
     text = plain(page(make_run(tmp_path / "run", gain=gain, n_test=60)))
     assert verdict in text and "It helped" not in text
 
 
-def test_no_flags_is_a_legal_result(tmp_path):
+def test_no_flags_is_a_legal_result(undrawn, tmp_path):
     text = plain(page(make_run(tmp_path / "run", flag_share=0.0)))
     assert "No evidence of wrong labels among 160 training samples" in text
     assert "0 of 160" in text
 
 
-def test_counts_are_those_of_the_tables(finished):
-    text = page(finished)
+def test_counts_are_those_of_the_tables(finished, finished_page):
+    text = finished_page
     edits = pq.read_table(finished / "edits.parquet").to_pylist()
     edited = sum(edit["status"] == "edited" for edit in edits)
     kept = [edit["reason"] for edit in edits if edit["status"] == "kept"]
@@ -91,10 +103,10 @@ def test_counts_are_those_of_the_tables(finished):
         assert f">{figures['balanced_accuracy']:.3f}<" in row and f"{figures['ci'][0]:.3f} to" in row
 
 
-def test_gallery_shows_only_accepted_edits_and_marks_false_flags(finished):
+def test_gallery_shows_only_accepted_edits_and_marks_false_flags(finished, finished_page):
     edits = {edit["id"]: edit for edit in pq.read_table(finished / "edits.parquet").to_pylist()}
     truths = {row["id"]: row["truth"] for row in pq.read_table(finished / "evaluation.parquet").to_pylist()}
-    text = page(finished)
+    text = finished_page
     for name, status in (("edited", "edited"), ("refused", "kept")):
         cards = re.findall(r'<article class="card">.*?</article>', section(text, name), flags=re.S)
         assert cards
@@ -106,19 +118,19 @@ def test_gallery_shows_only_accepted_edits_and_marks_false_flags(finished):
             assert ("no edit attempted" in card) == (edit["reason"] == "class_unreliable")
 
 
-def test_identity_is_never_named_when_it_was_not_judged(tmp_path):
+def test_identity_is_never_named_when_it_was_not_judged(undrawn, tmp_path):
     text = plain(page(make_run(tmp_path / "run", identity=False)))
     assert "Identity was not judged" in text and "identity not judged" in text
     assert not re.search(r"identity [01]\.", text)
 
 
-def test_without_truth_there_is_no_section_of_it(tmp_path):
+def test_without_truth_there_is_no_section_of_it(undrawn, tmp_path):
     text = page(make_run(tmp_path / "run", truth=False))
     assert 'id="truth"' not in text and "rightly flagged" not in text and "false flag" not in text
 
 
-def test_truth_is_shown_where_it_is_known(finished):
-    text = plain(section(page(finished), "truth"))
+def test_truth_is_shown_where_it_is_known(finished, finished_page):
+    text = plain(section(finished_page, "truth"))
     conversion = read_json(finished / "evaluation.json")["conversion"]
     assert f"Of {conversion['n']} flagged faces" in text and "After" not in text
     assert "what a random order reaches" in text
@@ -140,7 +152,7 @@ STAGES = (
 )
 
 
-def test_a_run_stopped_half_way_says_so(run):
+def test_a_run_stopped_half_way_says_so(undrawn, run):
     notes = ("retrained yet", "", "edited yet", "scored yet", "No stage has finished yet")
     for files, note in zip(STAGES, notes, strict=True):
         for name in files:
@@ -172,35 +184,40 @@ def test_a_run_stopped_half_way_says_so(run):
         "autoencoder",
     ],
 )
-def test_any_one_file_may_be_missing(run, name):
+def test_any_one_file_may_be_missing(undrawn, run, name):
     path = run / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert "</html>" in page(run)
 
 
-def test_damaged_files_are_named_and_left_out(run):
+def test_damaged_files_are_named_and_left_out(undrawn, run):
     write_text(run / "summary.json", "{")
     (run / "scores.parquet").write_bytes(b"not a table")
     (run / "repair" / "pictures.safetensors").write_bytes(b"x")
+    shutil.copy(
+        run / "compare" / "test.safetensors", run / "compare" / "predictions" / "diffinf-0.safetensors"
+    )
+    save_tensors(run / "compare" / "predictions" / "filter-1.safetensors", {"logits": torch.zeros(3, 4)})
     text = plain(page(run))
-    for name in ("summary.json", "scores.parquet", "repair/pictures.safetensors"):
+    names = ("summary.json", "scores.parquet", "repair/pictures.safetensors")
+    for name in (*names, "compare/predictions/filter-1.safetensors"):
         assert f"left out: {name}" in text
 
 
-def test_one_seed_is_called_one_seed(tmp_path):
+def test_one_seed_is_called_one_seed(undrawn, tmp_path):
     text = plain(page(make_run(tmp_path / "run", seeds=1)))
     assert "With one seed the intervals know nothing of the chance in training" in text
 
 
-def test_costs_and_commands(finished):
-    text = plain(section(page(finished), "costs"))
+def test_costs_and_commands(finished_page):
+    text = plain(section(finished_page, "costs"))
     assert "train-autoencoder 3 min 25 s" in text and "seed 7" in text and "torch 2.15.0" in text
     assert "diffinf run faces/labels.csv --config finished/config.yaml --out finished-again" in text
     assert "auroc 0.871" in text
 
 
-def test_quarantined_files_are_listed(finished):
-    assert "broken1 images/broken1.png truncated image" in plain(section(page(finished), "quarantine"))
+def test_quarantined_files_are_listed(finished_page):
+    assert "broken1 images/broken1.png truncated image" in plain(section(finished_page, "quarantine"))
 
 
 def test_no_directory_is_a_users_mistake(tmp_path):

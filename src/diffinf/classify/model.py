@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -134,10 +135,10 @@ def _timm_model(spec: ClassifierSpec) -> nn.Module:
     import timm  # slow to import
 
     if not timm.is_model(spec.name):
-        similar = ", ".join(timm.list_models(f"*{spec.name.split('_')[0]}*")[:5])
+        similar = ", ".join(get_close_matches(spec.name, timm.list_models(), 3))
         raise UserError(
             f"classifier.name: there is no model {spec.name!r}; expected small_cnn or a timm model"
-            + (f", such as {similar}" if similar else "")
+            + (f", such as {similar}" if similar else "; timm.list_models() names them")
         )
     options: dict[str, Any] = {"num_classes": spec.num_classes, "in_chans": spec.in_channels}
     pretrained = timm.models.get_pretrained_cfg(spec.name)

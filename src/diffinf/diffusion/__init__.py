@@ -1,1 +1,1 @@
-"""The latent diffusion autoencoder: a first stage, a semantic code, a conditional denoiser, and exact-as-possible inversion."""
+"""The latent diffusion autoencoder: first stage, semantic code, conditional denoiser, inversion."""

@@ -42,6 +42,7 @@ class SemanticEncoder(nn.Module):
     """Latents (B, L, h, w) to semantic codes (B, D), with a linear attribute head and a linear identity head."""
 
     def __init__(self, spec: AutoencoderSpec) -> None:
+        """Build an untrained encoder."""
         super().__init__()
         channels = (64, 96, 128)
         layers: list[nn.Module] = [nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)]
@@ -67,9 +68,10 @@ class SemanticEncoder(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """U-Net on latents, conditioned through adaptive group norm on time + code + label; predicts v (arXiv 2202.00512)."""
+    """U-Net on latents, conditioned through adaptive group norm on time + code + label; predicts v (2202.00512)."""
 
     def __init__(self, spec: AutoencoderSpec) -> None:
+        """Build an untrained denoiser."""
         super().__init__()
         channels = spec.unet_channels
         plain = len(channels) - 1
@@ -107,7 +109,8 @@ class Denoiser(nn.Module):
         """
         empty = self.empty_code.expand(len(label), -1)
         if code is None:
-            return empty + self.label_context(label)
+            bare: Tensor = empty + self.label_context(label)
+            return bare
         projected = self.code_context(code)
         if keep_code is not None:
             projected = torch.where(keep_code[:, None], projected, empty)
@@ -124,6 +127,7 @@ class DiffusionAutoencoder(nn.Module):
     """First stage, semantic encoder and denoiser, with the noise schedule and the statistics of the codes."""
 
     def __init__(self, spec: AutoencoderSpec) -> None:
+        """Build an untrained autoencoder; `train_autoencoder` or `load` gives a useful one."""
         super().__init__()
         self.spec = spec
         self.first_stage = FirstStage(spec.image_channels, spec.latent_channels)
@@ -188,7 +192,9 @@ class DiffusionAutoencoder(nn.Module):
             fields["unet_channels"] = tuple(fields["unet_channels"])
             spec = AutoencoderSpec(**fields)
         except FileNotFoundError as error:
-            raise UserError(f"{path}: not there; expected an autoencoder written by train-autoencoder") from error
+            raise UserError(
+                f"{path}: not there; expected an autoencoder written by train-autoencoder"
+            ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not an autoencoder's specification ({error})") from error
         model = cls(spec)

@@ -1,9 +1,9 @@
 """The first stage: the closed-form map between images and the latents that the diffusion works on.
 
-A first stage makes latent diffusion (arXiv 2112.10752) cheap by working on a grid that is coarser than the pixels. Here
-it is the principal components of 4×4 patches: fitted in a second, the same every time, exact up to the components left
-out. At 48-64 px, where one patch spans a mouth's height, a small convolutional KL autoencoder is blurrier for minutes of
-training on a CPU (docs/method.md has the figures).
+A first stage makes latent diffusion (arXiv 2112.10752) cheap by working on a grid that is coarser than the pixels.
+Here it is the principal components of 4x4 patches: fitted in a second, the same every time, exact up to the
+components left out. At 48-64 px, where one patch is half a mouth high, a small convolutional KL autoencoder is
+blurrier after minutes of training on a CPU (docs/method.md has the figures).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class FirstStage(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/4, W/4) of zero mean, and back."""
 
     def __init__(self, image_channels: int, latent_channels: int) -> None:
+        """Build a first stage of the right shape; `fit` gives a useful one."""
         super().__init__()
         self.register_buffer("basis", torch.zeros(latent_channels, image_channels, PATCH, PATCH))
         self.register_buffer("mean", torch.zeros(1, image_channels, PATCH, PATCH))

@@ -44,7 +44,9 @@ def invert(
     for index, t in enumerate(levels):
         # The network is asked at the level it is carried to: asked at level 0 it has never seen anything to denoise.
         v = predict(latents, torch.full((len(latents),), t, device=latents.device))
-        latents = _moved(latents, v, alphas[index], alphas[index + 1]) if index else _first(latents, v, alphas[1])
+        latents = (
+            _moved(latents, v, alphas[index], alphas[index + 1]) if index else _first(latents, v, alphas[1])
+        )
     return latents
 
 

@@ -1,4 +1,4 @@
-"""Training of the diffusion autoencoder: semantic encoder and denoiser together, on cached latents of the first stage."""
+"""Training of the diffusion autoencoder: encoder and denoiser together, on cached latents of the first stage."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def train_autoencoder(
         model = DiffusionAutoencoder(spec)
     model.first_stage = FirstStage.fit(images, config.latent_channels)
     model.to(device)
-    material = _Material(
-        _latents(model, images), _latents(model, images.flip(3)), labels, trust, identities
-    )
+    material = _Material(_latents(model, images), _latents(model, images.flip(3)), labels, trust, identities)
     history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)
     _set_code_statistics(model, material)
     model.eval().requires_grad_(False).save(directory)
@@ -108,7 +106,9 @@ def _train_denoiser(
     directory: Path,
 ) -> list[dict[str, float]]:
     """Train encoder and denoiser in place (the averaged weights end up in `model`); return the history."""
-    trained = nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser}).train().requires_grad_(True)
+    trained = (
+        nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser}).train().requires_grad_(True)
+    )
     persons = 0 if material.identities is None else int(material.identities.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
@@ -125,7 +125,7 @@ def _train_denoiser(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(index, config.steps, floor=0.05)
         optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()
+        parts["loss"].backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(trained)
@@ -194,13 +194,14 @@ def _losses(
 
 @torch.no_grad()
 def _latents(model: DiffusionAutoencoder, images: Tensor) -> Tensor:
-    return torch.cat([model.to_latents(part).cpu() for part in images.split(256)])
+    return torch.cat([model.to_latents(part).cpu() for part in torch.split(images, 256)])
 
 
 @torch.no_grad()
 def _set_code_statistics(model: DiffusionAutoencoder, material: _Material) -> None:
     model.eval()
-    codes = torch.cat([model.encoder(part.to(model.device)).cpu() for part in material.views[0].split(256)])
+    codes = torch.cat(
+        [model.encoder(part.to(model.device)).cpu() for part in torch.split(material.views[0], 256)]
+    )
     model.code_mean.copy_(codes.mean(0))
     model.code_std.copy_(codes.std(0).clamp_min(1e-6))
-

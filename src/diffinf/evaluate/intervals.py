@@ -68,4 +68,4 @@ def resampled_rows(strata: Ints, resamples: int, generator: np.random.Generator)
     """
     members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
     for _ in range(resamples):
-        yield np.concatenate([generator.choice(rows, len(rows)) for rows in members])
+        yield np.concatenate([rows[generator.integers(len(rows), size=len(rows))] for rows in members])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,18 @@ def _class_chart(classes: list[dict[str, Any]]) -> str:
     return plots.class_bars([row["name"] for row in shown], series)
 
 
-def arms(files: RunFiles) -> dict[str, Any] | None:
-    """Arms with intervals and paired differences; None before anything was retrained."""
+def arms(files: RunFiles, differences: Mapping[str, Difference]) -> dict[str, Any] | None:
+    """Arms with intervals and paired `differences`; None before anything was retrained.
+
+    The p values are adjusted for the number of differences by Holm's method.
+    """
     if not files.compare:
         return None
     present = {str(row["arm"]) for row in files.compare}
     order = [arm for arm in ARMS if arm in present] + sorted(present - ARMS.keys())
     table = [row for arm in order if (row := _arm_row(files, arm))]
     steps = sorted({int(row["steps"]) for row in files.compare})
+    adjusted = holm({arm: difference.p_value for arm, difference in differences.items()})
     whiskers = [
         plots.Whisker(row["name"], row["balanced_accuracy"], row["ci"], row["points"], row["name"] == _REPAIR)
         for row in table
@@ -91,7 +96,9 @@ def arms(files: RunFiles) -> dict[str, Any] | None:
         "chart": plots.whiskers(whiskers, "balanced accuracy on the test images", reference)
         if table
         else None,
-        "differences": differences(files),
+        "differences": [
+            {"arm": arm, "p": adjusted[arm], **differences[arm].to_dict()} for arm in differences
+        ],
         "n_test": n_test(files),
         "steps": steps,
         "seeds": sorted({int(row["seed"]) for row in files.compare}),
@@ -119,7 +126,7 @@ def _arm_row(files: RunFiles, arm: str) -> dict[str, Any] | None:
 
 def _interval(files: RunFiles, arm: str) -> tuple[float, float] | None:
     """The interval of summary.json; before there is one, the same from the predictions."""
-    ends = files.summary.get("arms", {}).get(arm, {}).get("ci")
+    ends = ((files.summary.get("arms") or {}).get(arm) or {}).get("ci")
     if ends:
         return float(ends[0]), float(ends[1])
     if files.labels is None or arm not in files.logits:
@@ -127,40 +134,31 @@ def _interval(files: RunFiles, arm: str) -> tuple[float, float] | None:
     return arm_interval(np.stack(list(files.logits[arm].values())), files.labels).ci
 
 
-def differences(files: RunFiles) -> list[dict[str, Any]]:
-    """Paired differences of the repair to each other arm, with p values adjusted for their number (Holm)."""
+def differences(files: RunFiles) -> dict[str, Difference]:
+    """Paired difference of the repair to each other arm, over the seeds whose predictions both have."""
     found: dict[str, Difference] = {}
-    for arm in ARMS:
-        difference = paired(files, arm)
-        if difference is not None:
-            found[arm] = difference
-    adjusted = holm({arm: difference.p_value for arm, difference in found.items()})
-    return [{"arm": arm, "p": adjusted[arm], **difference.to_dict()} for arm, difference in found.items()]
+    ours = files.logits.get(_REPAIR, {})
+    for arm, theirs in files.logits.items():
+        seeds = sorted(ours.keys() & theirs.keys())
+        if arm != _REPAIR and seeds and files.labels is not None:
+            repaired, other = (np.stack([logits[seed] for seed in seeds]) for logits in (ours, theirs))
+            found[arm] = paired_difference(repaired, other, files.labels)
+    return found
 
 
-def paired(files: RunFiles, arm: str) -> Difference | None:
-    """Difference of the repair to an arm over the seeds that both have; None without predictions of both."""
-    ours, theirs = files.logits.get(_REPAIR, {}), files.logits.get(arm, {})
-    seeds = sorted(ours.keys() & theirs.keys())
-    if arm == _REPAIR or not seeds or files.labels is None:
-        return None
-    repaired, other = (np.stack([logits[seed] for seed in seeds]) for logits in (ours, theirs))
-    return paired_difference(repaired, other, files.labels)
-
-
-def gain(files: RunFiles) -> Gain | None:
+def gain(files: RunFiles, difference: Difference | None) -> Gain | None:
     """Balanced accuracy without and with the repair; None unless both were trained."""
     before, after = (_arm_row(files, arm) for arm in (_REFERENCE, _REPAIR))
     if before is None or after is None:
         return None
-    return Gain(before["balanced_accuracy"], after["balanced_accuracy"], paired(files, _REFERENCE))
+    return Gain(before["balanced_accuracy"], after["balanced_accuracy"], difference)
 
 
 def n_test(files: RunFiles) -> int | None:
     """Number of test images, if it is known."""
     if files.labels is not None:
         return len(files.labels)
-    splits = files.summary.get("dataset", {}).get("splits", {})
+    splits = (files.summary.get("dataset") or {}).get("splits") or {}
     return int(splits["test"]) if "test" in splits else None
 
 
@@ -213,8 +211,9 @@ def truth(files: RunFiles) -> dict[str, Any] | None:
         point = None if recall is None or precision is None else (float(recall), float(precision))
         chart = plots.precision_recall(curve, float(detection["base_rate"]), point)
     return {
-        "detection": detection,
+        "detection": {"ci": None, "recall_at_flagged": None, **detection} if detection else None,
         "lift": _lift(detection),
+        "rivals": _rivals(detection),
         "curve": chart,
         "conversion": conversion,
         "conversion_chart": _conversion_chart(conversion),
@@ -225,6 +224,17 @@ def _lift(detection: dict[str, Any] | None) -> float | None:
     if not detection or not detection.get("base_rate") or detection.get("average_precision") is None:
         return None
     return float(detection["average_precision"] / detection["base_rate"])
+
+
+def _rivals(detection: dict[str, Any] | None) -> list[tuple[str, float]]:
+    """Average precision of the score and of every other score, the best first."""
+    others = {
+        name: value for name, value in ((detection or {}).get("rivals") or {}).items() if value is not None
+    }
+    if not others or detection is None or detection.get("average_precision") is None:
+        return []
+    every = {"score": detection["average_precision"], **others}
+    return sorted(every.items(), key=lambda item: -item[1])
 
 
 def _conversion_chart(conversion: dict[str, Any] | None) -> str | None:

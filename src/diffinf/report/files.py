@@ -33,9 +33,9 @@ class RunFiles:
         events: events.jsonl, one dict a line.
         class_names: the classes, from the metadata of the tables.
         dataset, quarantine, scores, edits, compare: rows of the tables, None where the table is missing.
-        truths: rows of evaluation.parquet by id (truth and an oracle's readings), where truth is known.
+        truths: rows of evaluation.parquet (id, target, truth) by id, where truth is known.
         pictures: uint8 (M, C, H, W) by name (original, roundtrip, edited), rows as ``edits``.
-        labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed.
+        labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed, as far as ``compare`` knows them.
         evaluation, surrogate, autoencoder: figures from their JSON files.
         damaged: files that are there but cannot be read, with the reason.
     """
@@ -74,6 +74,7 @@ def read_run(directory: Path) -> RunFiles:
     reader = _Reader(directory)
     tables = {name: reader.table(f"{name}.parquet") for name in ("dataset", "quarantine", "scores", "edits")}
     compare, truths = reader.table("compare.parquet"), reader.table("evaluation.parquet")
+    labels = reader.tensors("compare/test.safetensors").get("labels")
     text = reader.read("config.yaml", lambda path: path.read_text(encoding="utf-8")) or ""
     return RunFiles(
         name=directory.resolve().name,
@@ -89,8 +90,8 @@ def read_run(directory: Path) -> RunFiles:
         compare=compare,
         truths={str(row["id"]): row for row in truths or []},
         pictures=_pictures(reader, len(tables["edits"] or [])),
-        labels=reader.tensors("compare/test.safetensors").get("labels"),
-        logits=_logits(reader, directory / "compare" / "predictions"),
+        labels=labels,
+        logits=_logits(reader, labels, compare or []),
         evaluation=reader.json("evaluation.json"),
         surrogate=reader.json("surrogate/metrics.json"),
         autoencoder=reader.json("autoencoder/metrics.json"),
@@ -159,12 +160,19 @@ def _pictures(reader: _Reader, rows: int) -> dict[str, NDArray[np.uint8]]:
     return fitting
 
 
-def _logits(reader: _Reader, directory: Path) -> dict[str, dict[int, NDArray[np.float32]]]:
-    """Finite predictions by arm and seed, from files named ARM-SEED.safetensors."""
+def _logits(
+    reader: _Reader, labels: NDArray[Any] | None, compare: Rows
+) -> dict[str, dict[int, NDArray[np.float32]]]:
+    """Predictions of the trainings in compare.parquet that did not diverge; an earlier comparison's are left out."""
     found: dict[str, dict[int, NDArray[np.float32]]] = {}
-    for path in sorted(directory.glob("*-*.safetensors")):
-        arm, _, seed = path.stem.rpartition("-")
-        logits = reader.tensors(f"compare/predictions/{path.name}").get("logits")
-        if seed.isdigit() and logits is not None and np.isfinite(logits).all():
-            found.setdefault(arm, {})[int(seed)] = logits
+    for row in compare:
+        arm, seed = str(row["arm"]), int(row["seed"])
+        name = f"compare/predictions/{arm}-{seed}.safetensors"
+        logits = None if row.get("diverged") else reader.tensors(name).get("logits")
+        if logits is None:
+            continue
+        if labels is not None and (logits.ndim != 2 or len(logits) != len(labels)):
+            reader.damaged.append(f"{name}: its rows are not the test images of compare/test.safetensors")
+        elif np.isfinite(logits).all():
+            found.setdefault(arm, {})[seed] = logits
     return found

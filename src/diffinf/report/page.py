@@ -48,7 +48,7 @@ def render(files: RunFiles) -> str:
 
 def context(files: RunFiles) -> dict[str, Any]:
     """Everything the template shows, by section; a section is None where the run has not come so far."""
-    found, refused, arms = figures.found(files), faces.refused(files), figures.arms(files)
+    found, refused, differences = figures.found(files), faces.refused(files), figures.differences(files)
     return {
         "name": files.name,
         "dataset": files.config.get("dataset"),
@@ -56,15 +56,15 @@ def context(files: RunFiles) -> dict[str, Any]:
             n_train=found["n"] if found else None,
             flagged=found["flagged"] if found else None,
             statuses=refused["statuses"] if refused else None,
-            gain=figures.gain(files),
+            gain=figures.gain(files, differences.get("baseline")),
             n_test=figures.n_test(files),
-            resample=figures.paired(files, "resample"),
+            resample=differences.get("resample"),
         ),
         "found": found,
         "suspicious": faces.suspicious(files),
         "gallery": faces.gallery(files),
         "refused": refused,
-        "arms": arms,
+        "arms": figures.arms(files, differences),
         "truth": figures.truth(files),
         "quarantine": figures.quarantine(files),
         "costs": figures.costs(files),

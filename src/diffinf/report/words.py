@@ -174,9 +174,11 @@ def _plural(value: int, one: str, many: str) -> str:
 
 
 def plain_figures(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The numbers of a JSON object as rows of a table: (name in words, value)."""
+    """The numbers of a JSON object, and of objects in it, as rows of a table: (name in words, value)."""
     rows = []
     for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name} {inner}", shown) for inner, shown in plain_figures(value)]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         shown = count(value) if isinstance(value, int) else f"{value:.4g}".replace("-", _MINUS)

@@ -107,7 +107,9 @@ def fit(
         for index in range(first, steps):
             scalars = step(index)
             if not math.isfinite(scalars["loss"]):
-                raise DivergedError(f"{description or 'training'}: the loss is {scalars['loss']} at step {index}")
+                raise DivergedError(
+                    f"{description or 'training'}: the loss is {scalars['loss']} at step {index}"
+                )
             window.append(scalars)
             done = index + 1
             if done % log_every == 0 or done == steps:

@@ -38,12 +38,16 @@ class Head:
     side: FloatArray  # (N, H, W) lateral position over the half width, in the picture
 
     def window(self, low: FloatArray, high: FloatArray, half: FloatArray) -> Head | None:
-        """Return the part with low < v < high and |u| < half in any of the pictures, as views."""
-        rows = np.flatnonzero(((self.v > low) & (self.v < high)).any(axis=(0, 2)))
+        """Return the part with low < v < high and |u| < half in any of the pictures, as views.
+
+        The bounds are widened by two pixels, which is how far edges and the thinnest lines reach out.
+        """
+        margin = 2 * self.pixel
+        rows = np.flatnonzero(((self.v > low - margin) & (self.v < high + margin)).any(axis=(0, 2)))
         if rows.size == 0:
             return None
         r = slice(int(rows[0]), int(rows[-1]) + 1)
-        columns = np.flatnonzero((np.abs(self.u[:, r]) < half).any(axis=(0, 1)))
+        columns = np.flatnonzero((np.abs(self.u[:, r]) < half + margin).any(axis=(0, 1)))
         if columns.size == 0:
             return None
         c = slice(int(columns[0]), int(columns[-1]) + 1)

@@ -21,10 +21,10 @@ def render_faces(factors: FaceFactors, size: int, *, noise: bool = True) -> npt.
 
     A picture depends on its own factors alone, not on its neighbours in the batch. The sensor noise is the
     last step and depends on `noise_seed`, so two pictures of one sample that differ in an attribute share
-    their noise; `noise=False` leaves it out. Raises ValueError for a size outside 16..512.
+    their noise; `noise=False` leaves it out. Raises ValueError for a size outside 24..512.
     """
-    if not 16 <= size <= 512:
-        raise ValueError(f"size must be between 16 and 512 pixels, got {size}")
+    if not 24 <= size <= 512:
+        raise ValueError(f"size must be between 24 and 512 pixels, got {size}")
     out = np.empty((len(factors), 3, size, size), dtype=np.uint8)
     step = max(1, _PIXELS_PER_CHUNK // (size * size))
     for start in range(0, len(factors), step):
@@ -55,9 +55,10 @@ def _draw(f: FaceFactors, size: int) -> FloatArray:
     hair = body.hair_distance(frame, shape, phase)
     body.draw_back_hair(rgb, frame, shape, light, hair, phase)
     body.draw_body(rgb, f, frame, shape, light)
-    centre, width, term, _ = face.outline(frame, shape)
-    rows = _extent((term < 1.6).any(axis=(0, 2)))
-    reach = (np.abs(centre) + width).max(axis=1, keepdims=True) + 0.12
+    centre, width, _, _ = face.outline(frame, shape)
+    margin = 0.08 + 2 * frame.pixel
+    rows = _extent((np.abs(frame.y - shape.centre_y) < shape.half_height + margin).any(axis=(0, 2)))
+    reach = (np.abs(centre) + width).max(axis=1, keepdims=True) + margin
     columns = _extent((np.abs(frame.x) < reach).any(axis=(0, 1)))
     head = face.make_head(frame, shape, rows, columns)
     opening = body.face_opening(head, shape)

@@ -195,9 +195,9 @@ def _hair(f: FaceFactors, p: dict[str, Any]) -> None:
 
 def _colours(f: FaceFactors, p: dict[str, Any]) -> None:
     skin = palette(_SKIN, f.skin_tone)
-    warm = np.asarray([0.005, 0.0, -0.022], dtype=np.float32) * 1.2
-    rosy = np.asarray([0.018, -0.012, -0.004], dtype=np.float32)
-    skin = skin + np.where(f.skin_warmth[:, None] > 0, warm, -rosy) * f.skin_warmth[:, None]
+    golden = np.asarray([0.0, -0.005, -0.06], dtype=np.float32)
+    rosy = np.asarray([0.015, -0.03, -0.01], dtype=np.float32)
+    skin = skin + np.where(f.skin_warmth[:, None] > 0, golden, -rosy) * f.skin_warmth[:, None]
     grey = _ramp(f.age - 11 * f.grey_onset, 38, 68)[:, None]
     silver = np.asarray([0.72, 0.71, 0.70], dtype=np.float32) * (0.82 + 0.22 * f.hair_tone[:, None])
     hair = palette(_HAIR, f.hair_tone)

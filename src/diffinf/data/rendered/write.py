@@ -59,8 +59,8 @@ def make_plan(
         raise UserError(f"unknown noise {noise!r}; choose one of: {', '.join(NOISES)}")
     if not 0 <= rate <= 0.8:
         raise UserError(f"rate is {rate}, expected a share of wrong labels between 0 and 0.8")
-    if not 16 <= size <= 512:
-        raise UserError(f"size is {size}, expected 16 to 512 pixels")
+    if not 24 <= size <= 512:
+        raise UserError(f"size is {size}, expected 24 to 512 pixels")
     if not 0 <= similarity < 1:
         raise UserError(f"similarity is {similarity}, expected at least 0 and less than 1")
     if n < 50:

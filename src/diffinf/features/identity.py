@@ -1,0 +1,137 @@
+"""Identity: an embedder trained on the dataset's own persons, and the similarity two pictures of one person reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+
+ToInput = Callable[[Tensor, torch.device], Tensor]
+
+
+@dataclass(frozen=True)
+class IdentityCalibration:
+    """What an embedder's similarities mean, measured on persons it was not trained on.
+
+    Attributes:
+        threshold: cosine in [-1, 1] that pairs of different persons exceed with probability 1 - quantile.
+        accepted: share of pairs of one person above the threshold.
+        persons: held-out persons.
+        pairs_same: pairs of one person looked at.
+        pairs_other: pairs of different persons looked at.
+    """
+
+    threshold: float
+    accepted: float
+    persons: int
+    pairs_same: int
+    pairs_other: int
+
+
+def train_identity(
+    embedder: nn.Module,
+    images: Tensor,
+    persons: Tensor,
+    *,
+    to_input: ToInput,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    margin: float = 0.2,
+    scale: float = 16.0,
+) -> nn.Module:
+    """Train `embedder` in place to tell persons apart by a margin softmax (CosFace, arXiv 1801.09414).
+
+    Args:
+        embedder: images (B, C, H, W) in [-1, 1] to vectors (B, D).
+        images: uint8 (N, C, H, W).
+        persons: int64 (N,) in 0..P-1.
+        to_input: uint8 images to the embedder's input.
+        steps: optimisation steps.
+        batch_size: samples a step.
+        learning_rate: peak learning rate.
+        seed: all randomness is a function of it.
+        device: where to train.
+        checkpoint: resumable state.
+        margin: by how much the right person's cosine must win.
+        scale: of the cosines in the softmax.
+    """
+    embedder.to(device).train()
+    count = int(persons.max()) + 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        width = embedder(to_input(images[:2], device)).shape[1]
+        prototypes = nn.Linear(width, count, bias=False).to(device)
+    optimizer = torch.optim.AdamW(
+        [*embedder.parameters(), *prototypes.parameters()], lr=learning_rate, weight_decay=5e-4
+    )
+
+    def step(index: int) -> dict[str, float]:
+        rows = batch_indices(len(images), batch_size, seed, index)
+        mirrored = torch.rand(len(rows), generator=step_generator(seed, "identity", index)) < 0.5
+        batch = images[rows]
+        batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
+        vectors = F.normalize(embedder(to_input(batch, device)), dim=1)
+        person = persons[rows].to(device)
+        cosine = vectors @ F.normalize(prototypes.weight, dim=1).T
+        loss = F.cross_entropy(scale * (cosine - margin * F.one_hot(person, count)), person)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * warmup_cosine(index, steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return {"loss": loss.item()}
+
+    state: dict[str, Any] = {"embedder": embedder, "prototypes": prototypes, "optimizer": optimizer}
+    fit(step, steps=steps, state=state, checkpoint=checkpoint, description="identity embedder")
+    return embedder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def embed(embedder: nn.Module, images: Tensor, *, to_input: ToInput, device: torch.device) -> Tensor:
+    """Return unit vectors (N, D) of uint8 images (N, C, H, W), on the CPU."""
+    parts = [F.normalize(embedder(to_input(part, device)), dim=1).cpu() for part in torch.split(images, 256)]
+    return torch.cat(parts)
+
+
+def hold_out_persons(
+    persons: npt.NDArray[np.int64], share: float, seed: int
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Choose persons to calibrate on.
+
+    Returns:
+        bool (N,), True for the samples of held-out persons; and the others' persons renumbered from 0, (M,).
+    """
+    names = np.unique(persons)
+    order = torch.randperm(len(names), generator=step_generator(seed, "held-out persons", 0)).numpy()
+    held_out = np.isin(persons, names[order[: max(2, round(share * len(names)))]])
+    return held_out, np.unique(persons[~held_out], return_inverse=True)[1]
+
+
+def calibrate(
+    vectors: Tensor, persons: npt.NDArray[np.int64], quantile: float, *, most: int = 2000
+) -> IdentityCalibration:
+    """Find the similarity that different persons rarely exceed, from unit vectors (N, D) and persons (N,).
+
+    At most the first `most` samples are compared, all pairs of them.
+    """
+    vectors, persons = vectors[:most], persons[:most]
+    cosine = (vectors @ vectors.T).numpy()
+    same = persons[:, None] == persons[None, :]
+    upper = np.triu(np.ones_like(same), k=1)
+    genuine, impostor = cosine[same & upper], cosine[~same & upper]
+    threshold = float(np.quantile(impostor, quantile))
+    accepted = float((genuine >= threshold).mean()) if len(genuine) else float("nan")
+    return IdentityCalibration(threshold, accepted, len(np.unique(persons)), len(genuine), len(impostor))

@@ -1,0 +1,180 @@
+"""The two heavy passes over the flagged samples as resumable batches: taking apart, and editing behind the gate.
+
+Each batch is a job for a worker process; its result is one file, and a batch whose file is there is skipped.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffinf.classify.crossfit import read_material
+from diffinf.classify.model import load_classifier
+from diffinf.classify.workers import Job, Report, run_jobs
+from diffinf.config import RepairConfig
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.repair.edit import Inverted, decode_edit, take_apart
+from diffinf.repair.gate import PASSED, Gate
+from diffinf.run import load_tensors, read_json, save_tensors
+from diffinf.training.loop import worker_count
+
+# What more distance from the edit can mend; an edit that is too weak for the judge only gets weaker.
+_WEAKER_MAY_PASS = ("identity", "influence")
+REASONS = (PASSED, "judge", "identity", "roundtrip", "influence")
+
+
+def run_batches(
+    function: str,
+    scratch: Path,
+    count: int,
+    *,
+    config: RepairConfig,
+    device: torch.device,
+    workers: int | None,
+    description: str,
+    settings: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Run `function` of this module over `count` samples in batches; return its tensors, joined, rows in order.
+
+    Args:
+        function: "take_apart_job" or "edit_job".
+        scratch: holds material/ (arrays of all samples) and receives the batches.
+        count: number of samples.
+        config: settings of the repair.
+        device: where to compute; on a CPU the batches are spread over worker processes.
+        workers: processes at once; None: one a core.
+        description: of the progress bar.
+        settings: what else the function reads from its job.
+    """
+    starts = range(0, count, config.batch_size)
+    paths = [scratch / f"{function}-{start}.safetensors" for start in starts]
+    jobs = [
+        {
+            "scratch": str(scratch),
+            "path": str(path),
+            "start": start,
+            "stop": min(start + config.batch_size, count),
+            "device": str(device),
+            "config": config.model_dump(mode="json"),
+            **settings,
+        }
+        for start, path in zip(starts, paths, strict=True)
+    ]
+    run_jobs(
+        f"{__name__}:{function}",
+        [job for job, path in zip(jobs, paths, strict=True) if not path.exists()],
+        workers=worker_count(workers),
+        units=config.batch_size,
+        description=description,
+        device=device.type,
+    )
+    parts = [load_tensors(path) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@cache
+def _autoencoder(directory: str, device: str) -> DiffusionAutoencoder:
+    return DiffusionAutoencoder.load(Path(directory), device)
+
+
+@cache
+def _gate(scratch: str, settings: str, device: str) -> Gate:
+    """Load the judges of a repair; `settings` is its RepairConfig as JSON."""
+    directory = Path(scratch)
+    gate = read_json(directory / "gate.json")
+
+    def fold_models(path: str) -> list[torch.nn.Module]:
+        return [load_classifier(folder, device)[0] for folder in sorted(Path(path).glob("fold-*"))]
+
+    identity = directory / "identity"
+    return Gate(
+        judges=fold_models(gate["judges"]),
+        scorers=fold_models(gate["scorers"]),
+        influence_limits=torch.tensor(gate["influence_limits"]),
+        scope=gate["scope"],
+        embedder=load_classifier(identity, device)[0] if identity.exists() else None,
+        identity_threshold=gate["identity_threshold"] or 0.0,
+        config=RepairConfig.model_validate_json(settings),
+        device=torch.device(device),
+    )
+
+
+def _read(job: Job) -> tuple[DiffusionAutoencoder, RepairConfig, dict[str, Tensor]]:
+    """Return the autoencoder, the settings and this batch's rows of the material."""
+    config = RepairConfig.model_validate(job["config"])
+    rows = slice(job["start"], job["stop"])
+    material = {
+        name: values[rows] for name, values in read_material(Path(job["scratch"]) / "material").items()
+    }
+    model = _autoencoder(job["autoencoder"], job["device"])
+    return model, config, {name: values.to(model.device) for name, values in material.items()}
+
+
+def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
+    """Invert a batch and decode it unedited."""
+    model, config, material = _read(job)
+    parts = take_apart(model, material["images"], material["negative"], config)
+    error = (parts.roundtrip.float() - material["images"].float()).abs().mean((1, 2, 3)) / 127.5
+    tensors = {"code": parts.code, "noisy": parts.noisy, "roundtrip": parts.roundtrip, "error": error}
+    save_tensors(Path(job["path"]), tensors)
+    report(job["stop"] - job["start"])
+    return {}
+
+
+def edit_job(job: Job, report: Report) -> dict[str, Any]:
+    """Decode a batch of edits and gate them; an edit that went too far is tried again, weaker.
+
+    Of a sample that passes at no strength the first attempt is kept, for people to see.
+    """
+    model, config, material = _read(job)
+    gate = _gate(job["scratch"], config.model_dump_json(), job["device"])
+    path = Path(job["scratch"]) / f"take_apart_job-{job['start']}.safetensors"
+    apart = {name: values.to(model.device) for name, values in load_tensors(path).items()}
+    parts = Inverted(apart["code"], apart["noisy"], apart["roundtrip"])
+    count = len(parts.code)
+    result: dict[str, Tensor] = {}
+    pending = torch.arange(count)
+    for strength in config.strengths:
+        at = pending.to(model.device)
+        edited = decode_edit(
+            model,
+            Inverted(parts.code[at], parts.noisy[at], parts.roundtrip[at]),
+            material["code"][at],
+            material["labels"][at],
+            material["negative"][at],
+            strength,
+            config,
+        )
+        verdict = gate.check(
+            material["images"][at].cpu(),
+            edited.cpu(),
+            material["labels"][at].cpu(),
+            material["judge_fold"][at].cpu(),
+            material["score_fold"][at].cpu(),
+            apart["error"][at].cpu(),
+        )
+        passed = torch.tensor([reason == PASSED for reason in verdict.reasons])
+        found = {
+            "edited": edited.cpu(),
+            "reason": torch.tensor([REASONS.index(reason) for reason in verdict.reasons]),
+            "strength": torch.full((len(pending),), strength),
+            "judge": verdict.judge,
+            "identity": verdict.identity,
+            "influence": verdict.influence,
+        }
+        if not result:
+            result = {name: values.clone() for name, values in found.items()}
+        else:
+            for name, values in found.items():
+                result[name][pending[passed]] = values[passed]
+        again = torch.tensor([reason in _WEAKER_MAY_PASS for reason in verdict.reasons])
+        pending = pending[again]
+        if not len(pending):
+            break
+    save_tensors(Path(job["path"]), result)
+    report(count)
+    return {}

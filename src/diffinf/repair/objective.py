@@ -1,0 +1,108 @@
+"""The objective of an edit in code space: what the code is moved towards and what holds it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from sklearn.covariance import ledoit_wolf
+from torch import Tensor
+
+from diffinf.config import RepairConfig
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.repair.surrogate import Surrogate
+
+
+@dataclass(frozen=True)
+class CodePrior:
+    """log p(z | y) of normalised codes: a normal distribution a class with a shared covariance.
+
+    Attributes:
+        means: (K, D), each sample counting as much as its label is trusted.
+        precision: (D, D).
+    """
+
+    means: Tensor
+    precision: Tensor
+
+    @classmethod
+    def fit(cls, codes: Tensor, labels: Tensor, trust: Tensor, num_classes: int) -> Self:
+        """Fit to codes (N, D), labels (N,) and P(label right) (N,)."""
+        weight = F.one_hot(labels, num_classes).float() * trust[:, None].float()  # (N, K)
+        means = weight.T @ codes / weight.sum(0).clamp_min(1e-6)[:, None]
+        trusted = trust >= trust.median()
+        residual = (codes - means[labels])[trusted]
+        covariance = torch.from_numpy(ledoit_wolf(residual.double().numpy())[0])
+        return cls(means, torch.linalg.inv(covariance).float())
+
+    def energy(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """Return -log p(z | y) up to a constant, a dimension: (B,)."""
+        residual = codes - self.means[labels]
+        return 0.5 * (residual @ self.precision * residual).sum(1) / codes.shape[1]
+
+
+def objective_terms(
+    model: DiffusionAutoencoder,
+    surrogate: Surrogate,
+    prior: CodePrior,
+    code: Tensor,
+    start: Tensor,
+    labels: Tensor,
+) -> dict[str, Tensor]:
+    """Return each term of the edit's objective, (B,) each, unweighted.
+
+    Args:
+        model: its attribute and identity heads judge the code.
+        surrogate: predicts high influence.
+        prior: density of the codes.
+        code: normalised codes (B, D) being moved.
+        start: normalised codes (B, D) of the images as they are.
+        labels: assigned labels (B,).
+    """
+    raw, raw_start = (c * model.code_std + model.code_mean for c in (code, start))
+    encoder = model.encoder
+    return {
+        "label": F.cross_entropy(encoder.attribute_head(raw), labels, reduction="none"),
+        # -log(1 - P(high influence)): its gradient does not vanish where the surrogate is sure.
+        "influence": F.softplus(surrogate(code, labels)),
+        "identity": 1 - (encoder.identity(raw) * encoder.identity(raw_start)).sum(1),
+        "proximity": (code - start).square().mean(1),
+        "realism": prior.energy(code, labels),
+    }
+
+
+def optimise_codes(
+    model: DiffusionAutoencoder,
+    surrogate: Surrogate,
+    prior: CodePrior,
+    start: Tensor,
+    labels: Tensor,
+    config: RepairConfig,
+    *,
+    identity_known: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Move normalised codes (B, D) until they agree with `labels`; the denoiser is not touched.
+
+    Returns:
+        The edited codes (B, D), and the terms at the end, (B,) each.
+    """
+    weights = {
+        "label": 1.0,
+        "influence": config.influence_weight,
+        "identity": config.identity_weight if identity_known else 0.0,
+        "proximity": config.proximity_weight,
+        "realism": config.realism_weight,
+    }
+    code = start.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([code], lr=config.code_learning_rate)
+    for _ in range(config.code_steps):
+        terms = objective_terms(model, surrogate, prior, code, start, labels)
+        loss = sum((weights[name] * term).sum() for name, term in terms.items())
+        optimizer.zero_grad(set_to_none=True)
+        assert isinstance(loss, Tensor)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        return code.detach(), objective_terms(model, surrogate, prior, code, start, labels)

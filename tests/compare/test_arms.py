@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffinf.compare.arms import ARMS, Material, training_set
+from diffinf.errors import UserError
+
+CLASSES = 3
+
+
+@st.composite
+def materials(draw: st.DrawFn) -> Material:
+    """Samples 0..n-1 in the pool, then a replacement for each."""
+    n = draw(st.integers(12, 40))
+    integers = st.lists(st.integers(0, CLASSES - 1), min_size=n, max_size=n)
+    labels = np.concatenate([np.arange(6) % CLASSES, draw(integers)[6:]]).astype(np.int64)
+    flagged = np.array([False] * 6 + draw(st.lists(st.booleans(), min_size=n - 6, max_size=n - 6)))
+    rows = np.flatnonzero(flagged).tolist()
+    edited, relabelled, dropped = rows[0::3], rows[1::3], rows[2::3]
+    return Material(
+        ids=np.array([f"id{i}" for i in range(n)]),
+        labels=labels,
+        flagged=flagged,
+        appears=np.array(draw(integers)),
+        edited={row: n + row for row in edited},
+        relabelled={row: (int(labels[row]) + 1) % CLASSES for row in relabelled},
+        dropped=set(dropped),
+        roundtrips={row: 2 * n + row for row in rows},
+        oracle_edits={row: 3 * n + row for row in rows},
+        truth=np.array(draw(integers)),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(materials(), st.integers(0, 5))
+def test_sizes_and_labels(material: Material, seed: int) -> None:
+    n, flagged, labels = len(material.labels), material.flagged, material.labels
+    own = np.arange(n)
+
+    baseline = training_set("baseline", material, seed)
+    assert (baseline.rows == own).all() and (baseline.labels == labels).all()
+
+    filtered = training_set("filter", material, seed)
+    assert (filtered.rows == own[~flagged]).all() and (filtered.labels == labels[~flagged]).all()
+
+    relabelled = training_set("relabel", material, seed)
+    assert (relabelled.rows == own).all()
+    assert (relabelled.labels[flagged] == material.appears[flagged]).all()
+    assert (relabelled.labels[~flagged] == labels[~flagged]).all()
+
+    resampled = training_set("resample", material, seed)
+    assert (resampled.labels == labels).all() and (resampled.rows[~flagged] == own[~flagged]).all()
+    assert not flagged[resampled.rows].any()  # each class has unflagged samples here
+    assert (labels[resampled.rows] == labels).all()
+
+    for name, offset in (("roundtrip", 2 * n), ("oracle-edit", 3 * n)):
+        replaced = training_set(name, material, seed)
+        assert (replaced.rows == own + offset * flagged).all() and (replaced.labels == labels).all()
+
+    repaired = training_set("diffinf", material, seed)
+    assert len(repaired.rows) == n - len(material.dropped)
+    at = {
+        int(row) % n: (int(row), int(label))
+        for row, label in zip(repaired.rows, repaired.labels, strict=True)
+    }
+    for row in range(n):
+        if row in material.dropped:
+            assert row not in at
+        else:
+            expected = material.edited.get(row, row), material.relabelled.get(row, int(labels[row]))
+            assert at[row] == expected
+
+    clean = training_set("clean", material, seed) if len(np.unique(material.truth)) > 1 else None
+    assert clean is None or (clean.labels == material.truth).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(materials(), st.permutations(range(12)))
+def test_resampling_depends_on_ids_and_seed_not_on_the_order(material: Material, order: list[int]) -> None:
+    order = [*order, *range(12, len(material.labels))]
+    shuffled = Material(
+        material.ids[order], material.labels[order], material.flagged[order], material.appears[order]
+    )
+    first = material.ids[training_set("resample", material, 3).rows]
+    second = shuffled.ids[training_set("resample", shuffled, 3).rows]
+    assert (first[order] == second).all()
+
+
+def test_seeds_resample_differently() -> None:
+    flagged = np.arange(200) % 4 == 0
+    ids, labels = np.array([f"id{i}" for i in range(200)]), np.arange(200) % 2
+    material = Material(ids, labels, flagged, labels)
+    rows = [training_set("resample", material, seed).rows for seed in (0, 1)]
+    assert (rows[0] != rows[1])[flagged].mean() > 0.8
+
+
+def test_a_class_that_is_all_flagged_keeps_its_images_when_resampled() -> None:
+    labels = np.array([0, 0, 1, 1])
+    material = Material(np.array(list("abcd")), labels, labels == 1, labels)
+    assert training_set("resample", material, 0).rows.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="filter leaves 2 samples of fewer than two classes"):
+        training_set("filter", material, 0)
+
+
+def test_no_flags_is_legal_and_changes_nothing() -> None:
+    labels = np.array([0, 1, 0, 1])
+    material = Material(np.array(list("abcd")), labels, np.zeros(4, bool), 1 - labels)
+    for name in ("baseline", "filter", "relabel", "resample", "diffinf"):
+        chosen = training_set(name, material, 0)
+        assert chosen.rows.tolist() == [0, 1, 2, 3] and (chosen.labels == labels).all()
+
+
+@pytest.mark.parametrize("name", ["roundtrip", "clean", "oracle-edit"])
+def test_arms_say_what_they_lack(name: str) -> None:
+    labels = np.array([0, 1])
+    with pytest.raises(UserError, match=f"the arm {name} needs"):
+        training_set(name, Material(np.array(["a", "b"]), labels, labels == 0, labels), 0)
+
+
+def test_unknown_arm() -> None:
+    labels = np.array([0, 1])
+    with pytest.raises(UserError, match="no arm 'drop'.*baseline, filter") as caught:
+        training_set("drop", Material(np.array(["a", "b"]), labels, labels == 0, labels), 0)
+    assert all(name in str(caught.value) for name in ARMS)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from diffinf.classify.model import ClassifierSpec, load_classifier, predict
+from diffinf.compare import runner
+from diffinf.compare.runner import run_arms
+from diffinf.config import ClassifierConfig, CompareConfig
+from diffinf.errors import UserError
+from diffinf.run import load_tensors, read_class_names, read_table
+from diffinf.training.loop import DivergedError
+
+SPEC = ClassifierSpec("small_cnn", num_classes=2, in_channels=1, image_size=32, class_names=("top", "bottom"))
+CONFIG = ClassifierConfig(steps=24, batch_size=16, learning_rate=5e-3)
+
+
+def halves(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures with one bright half, and which."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    images = torch.randint(60, 130, (n, 1, 32, 32), generator=generator, dtype=torch.uint8)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        image[:, 16 * label : 16 * (label + 1)] += 60
+    return images, labels
+
+
+def arguments(directory: Path, arms: list[str], **options: Any) -> dict[str, Any]:
+    """48 samples, a quarter of them with the wrong label and flagged; the edits turn the picture over."""
+    images, truth = halves(48, 0)
+    flagged = np.arange(48) // 2 % 4 == 0
+    labels = torch.where(torch.from_numpy(flagged), 1 - truth, truth)
+    test_images, test_labels = halves(20, 1)
+    rows = np.flatnonzero(flagged).tolist()
+    given = {
+        "images_train": images,
+        "labels_train": labels,
+        "ids": [f"id{i:02}" for i in range(48)],
+        "flagged": flagged,
+        "appears": truth.numpy(),
+        "edited_images": {row: images[row].flip(1) for row in rows[:-2]},
+        "relabelled": {rows[-2]: int(truth[rows[-2]])},
+        "dropped": {rows[-1]},
+        "images_test": test_images,
+        "labels_test": test_labels,
+        "spec": SPEC,
+        "config": CONFIG,
+        "compare": CompareConfig.model_construct(arms=arms, seeds=1, workers=1),
+        "seed": 0,
+        "directory": directory / "compare",
+        "progress": False,
+    }
+    return {**given, **options}
+
+
+def test_table_predictions_and_final_model(tmp_path: Path) -> None:
+    options = arguments(
+        tmp_path,
+        ["baseline", "filter", "diffinf"],
+        final_directory=tmp_path / "final",
+        table_path=tmp_path / "compare.parquet",
+    )
+    table = run_arms(**options)
+    rows = table.to_pylist()
+    assert [(row["arm"], row["seed"]) for row in rows] == [("baseline", 0), ("filter", 0), ("diffinf", 0)]
+    assert [row["n_train"] for row in rows] == [48, 36, 47]
+    assert all(row["steps"] == 24 and not row["diverged"] and row["seconds"] > 0 for row in rows)
+    assert rows[1]["balanced_accuracy"] > 0.9 and rows[2]["balanced_accuracy"] > 0.9
+    saved = read_table(tmp_path / "compare.parquet")
+    assert saved.to_pylist() == rows and read_class_names(saved) == ("top", "bottom")
+    labels = load_tensors(tmp_path / "compare" / "test.safetensors")["labels"]
+    assert torch.equal(labels, options["labels_test"])
+    logits = load_tensors(tmp_path / "compare" / "predictions" / "diffinf-0.safetensors")["logits"]
+    assert rows[2]["accuracy"] == (logits.argmax(1) == labels).float().mean().item()
+    model, spec = load_classifier(tmp_path / "final")
+    assert spec == SPEC
+    assert torch.equal(predict(model, options["images_test"], device="cpu")[1], logits)
+    assert not (tmp_path / "compare" / ".work").exists()
+
+
+def test_arms_of_a_seed_start_alike_and_equal_material_gives_equal_results(tmp_path: Path) -> None:
+    """Nothing flagged: every arm is the baseline, to the bit."""
+    nothing = {"edited_images": {}, "relabelled": {}, "dropped": (), "flagged": np.zeros(48, bool)}
+    run_arms(**arguments(tmp_path, ["baseline", "filter", "diffinf"], **nothing))
+    found = [
+        load_tensors(tmp_path / "compare" / "predictions" / f"{arm}-0.safetensors")["logits"]
+        for arm in ("baseline", "filter", "diffinf")
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_finished_arms_are_kept_and_the_rest_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = ["baseline", "relabel", "diffinf"]
+    straight = run_arms(**arguments(tmp_path / "straight", arms))
+    original, asked = runner.arm_job, list[str]()
+
+    def watched(job: Any, report: Any) -> dict[str, Any]:
+        asked.append(job["arm"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return original(job, report)
+
+    monkeypatch.setattr(runner, "arm_job", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(**arguments(tmp_path / "killed", arms))
+    resumed = run_arms(**arguments(tmp_path / "killed", arms))
+    assert asked == ["baseline", "relabel", "relabel", "diffinf"]
+    assert resumed.drop_columns("seconds") == straight.drop_columns("seconds")
+    for arm in arms:
+        name = f"compare/predictions/{arm}-0.safetensors"
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    # Other edits concern the arm diffinf alone.
+    asked.clear()
+    asked += ["", ""]
+    run_arms(**arguments(tmp_path / "killed", arms, edited_images={}))
+    assert asked[2:] == ["diffinf"]
+
+
+def test_divergence_is_a_row_and_does_not_sink_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = runner.train_classifier
+
+    def diverging(images: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
+        if len(labels) == 36:  # the arm filter
+            raise DivergedError("the loss is nan at step 3")
+        return train(images, labels, **options)
+
+    monkeypatch.setattr(runner, "train_classifier", diverging)
+    table: pa.Table = run_arms(**arguments(tmp_path, ["baseline", "filter"]))
+    good, bad = table.to_pylist()
+    assert not good["diverged"] and good["accuracy"] is not None
+    assert bad["diverged"] and bad["arm"] == "filter" and bad["seed"] == 0
+    assert bad["accuracy"] is None and bad["balanced_accuracy"] is None
+    assert not (tmp_path / "compare" / "predictions" / "filter-0.safetensors").exists()
+
+
+def test_clean_arm_and_seeds(tmp_path: Path) -> None:
+    truth = halves(48, 0)[1]
+    compare = CompareConfig.model_construct(arms=["clean"], seeds=2, workers=1)
+    rows = run_arms(**arguments(tmp_path, [], truth=truth, compare=compare, seed=5)).to_pylist()
+    assert [row["seed"] for row in rows] == [5, 6]
+    assert min(row["accuracy"] for row in rows) > 0.9
+    first, second = (
+        load_tensors(tmp_path / "compare" / "predictions" / f"clean-{seed}.safetensors")["logits"]
+        for seed in (5, 6)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs unedited reconstructions"):
+        run_arms(**arguments(tmp_path, ["roundtrip"]))
+    wrong = {0: torch.zeros(1, 16, 16, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match="a replacement must be uint8"):
+        run_arms(**arguments(tmp_path, ["baseline"], edited_images=wrong))

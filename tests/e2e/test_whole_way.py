@@ -1,0 +1,144 @@
+"""The whole way on a small rendered dataset, through the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from diffinf.run import Run, read_class_names, read_table
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = (
+    *("--preset", "tiny", "--id", "id", "--split", "split", "--identity", "identity"),
+    *("--set", "compare.arms=[baseline, diffinf]", "--set", "classifier.steps=24", "--device", "cpu"),
+)
+
+
+def diffinf(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffinf", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("faces") / "faces.parquet"
+    diffinf("render", path, "--n", 160, "--size", 32, "--identities", 40, "--rate", 0.3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An undisturbed run."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    done = diffinf("run", faces, "--out", path, *OPTIONS, "--json")
+    assert json.loads(done.stdout)["run"] == str(path), "JSON alone on stdout"
+    return Run.open(path)
+
+
+def test_summary_and_tables_agree(whole: Run) -> None:
+    summary = json.loads(whole.summary.read_text())
+    scores, edits = read_table(whole.scores), read_table(whole.edits)
+    assert summary["dataset"]["n"] == 160 and summary["dataset"]["splits"]["train"] == scores.num_rows
+    assert summary["flagged"] == sum(scores["flagged"].to_pylist()) == edits.num_rows
+    statuses = ("edited", "kept", "relabelled", "dropped")
+    assert summary["flagged"] == sum(summary[status] for status in statuses)
+    assert summary["kept"] == sum(summary["kept_reasons"].values())
+    assert set(summary["arms"]) == {"baseline", "diffinf"}
+    assert summary["detection"]["n"] == scores.num_rows and summary["conversion"] is not None
+    assert {"train", "score", "repair", "compare"} <= set(summary["timings"])
+    assert scores["id"].to_pylist() == sorted(scores["id"].to_pylist())
+    assert len(read_class_names(scores)) == 5 and set(scores["target"].to_pylist()) == {""}
+    page = whole.report.read_text()
+    assert page.lstrip().startswith("<!") and 'src="http' not in page
+
+
+def test_the_refined_dataset_has_the_same_rows_and_untouched_splits(whole: Run, faces: Path) -> None:
+    before = pq.read_table(faces)
+    (path,) = whole.refined.rglob("*.parquet")
+    after = pq.read_table(path, partitioning=None)
+    assert after.drop_columns("image").equals(before.drop_columns("image"))
+    pairs = list(zip(before.to_pylist(), after.to_pylist(), strict=True))
+    edited = {row["id"] for row in read_table(whole.edits).to_pylist() if row["status"] == "edited"}
+    assert {old["id"] for old, new in pairs if old["image"] != new["image"]} == edited
+    assert all(old["image"] == new["image"] for old, new in pairs if old["split"] != "train")
+
+
+def test_running_again_does_nothing_twice(whole: Run, faces: Path) -> None:
+    before = [event for event in whole.events() if event["event"] == "start"]
+    diffinf("run", faces, "--out", whole.path, *OPTIONS)
+    diffinf("repair", whole.path)
+    assert [event for event in whole.events() if event["event"] == "start"] == before
+
+
+def test_predict_and_report(whole: Run, tmp_path: Path, faces: Path) -> None:
+    image = pq.read_table(faces)["image"][0].as_py()["bytes"]
+    (tmp_path / "a face.png").write_bytes(image)
+    (row,) = json.loads(diffinf("predict", whole.path, tmp_path / "a face.png", "--json").stdout)
+    assert sum(row["probabilities"].values()) == pytest.approx(1) and row["label"] in row["probabilities"]
+    (tmp_path / "text.png").write_text("no image")
+    assert "text.png" in diffinf("predict", whole.path, tmp_path / "text.png", code=2).stderr
+    whole.report.unlink()
+    diffinf("report", whole.path)
+    assert whole.report.exists()
+
+
+def test_flags_and_classifier_of_the_user(whole: Run, faces: Path, tmp_path: Path) -> None:
+    ids = read_table(whole.scores)["id"].to_pylist()
+    flags = tmp_path / "flags.txt"
+    flags.write_text("\n".join(ids[3:6]))
+    own = ("--flags", flags, "--classifier", whole.classifier)
+    diffinf("score", diffinf_train(faces, tmp_path / "run", *own))
+    scores = read_table(tmp_path / "run" / "scores.parquet")
+    assert [row["id"] for row in scores.to_pylist() if row["flagged"]] == ids[3:6]
+    rows = read_table(whole.path / "dataset.parquet").to_pylist()
+    tested = next(row["id"] for row in rows if row["split"] == "test")
+    flags.write_text(tested)
+    said = diffinf("score", tmp_path / "run", code=2).stderr
+    assert tested in said and "never edited" in said
+
+
+def test_no_flags_is_a_legal_result(faces: Path, tmp_path: Path) -> None:
+    diffinf("run", faces, "--out", tmp_path / "run", *OPTIONS, "--set", "influence.share=0")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["flagged"] == summary["edited"] == summary["kept"] == 0
+    arms = summary["arms"]
+    assert arms["baseline"]["balanced_accuracy"] == arms["diffinf"]["balanced_accuracy"]
+
+
+def diffinf_train(faces: Path, out: Path, *options: object) -> Path:
+    diffinf("train", faces, "--out", out, *OPTIONS, *options)
+    return out
+
+
+STAGES = ("train", "crossfit", "influence", "train-autoencoder", "repair", "compare")
+
+
+def test_kill_and_resume_gives_the_same_result(whole: Run, faces: Path, tmp_path: Path) -> None:
+    """kill -9 once in every stage, some moments after it began; then run to the end."""
+    run = Run(tmp_path / "run")
+    command = [sys.executable, "-m", "diffinf", "run", faces, "--out", run.path, *OPTIONS]
+    killed = []
+    for stage in STAGES:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (run.path / ".state" / f"{stage}.json").exists():
+            time.sleep(0.02)
+        time.sleep(1.0)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed.append(stage)
+        process.wait()
+    assert killed, "no process lived long enough to be killed"
+    diffinf(*command[3:])
+    for name in ("scores.parquet", "edits.parquet"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert not list(run.path.rglob("*.part")), "no torn file is left"
