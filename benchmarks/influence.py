@@ -4,7 +4,7 @@
 
 Times are medians over repeats, taken in turn in one process: CPU seconds on a CPU (which other programs disturb
 less than the clock's), the clock's on a GPU. Ratios are to plain forward and backward (eval mode, mean
-cross-entropy, gradients of all parameters). Memory is the most that one call takes beyond what was there.
+cross-entropy, gradients of all parameters).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -137,7 +136,6 @@ def main() -> None:
             "torch": torch.__version__,
             "batch": options.batch,
             "seed": options.seed,
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "networks": results,
         }
         options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffinf.errors import UserError
 
-Arm = Literal["baseline", "filter", "relabel", "resample", "diffinf"]
+Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean", "oracle-edit"]
 PresetName = Literal["cpu", "gpu", "tiny"]
 
 
@@ -50,10 +50,12 @@ class ClassifierConfig(StageConfig):
     """The classifier: baseline, folds of the cross-fit, arms."""
 
     name: str = Field("small_cnn", description="small_cnn, or the name of a timm model")
-    steps: int = Field(1200, ge=1, description="optimisation steps")
+    steps: int = Field(1000, ge=1, description="optimisation steps")
     batch_size: int = Field(64, ge=1, description="samples a step")
-    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay of AdamW")
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(
+        0.05, ge=0, description="decoupled weight decay of AdamW, times the learning rate"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
     augment: bool = Field(True, description="flip and shift the training images")
     checkpoints: int = Field(4, ge=1, description="checkpoints kept for the self-influence")
@@ -94,9 +96,12 @@ class AutoencoderConfig(StageConfig):
         le=48,
         description="channels of a latent, at most 16 per image channel; its sides are a quarter",
     )
-    code_size: int = Field(64, ge=2, description="size of the semantic code")
+    attribute_size: int = Field(16, ge=1, description="part of the semantic code that carries the attribute")
+    appearance_size: int = Field(
+        32, ge=1, description="part of the semantic code that carries everything else"
+    )
     unet_channels: list[int] = Field(
-        [64, 96, 128], description="width of the denoiser by level, multiples of 32"
+        [64, 96, 96], description="width of the denoiser by level, multiples of 32"
     )
     unet_layers: int = Field(1, ge=1, description="residual blocks a level")
     steps: int = Field(3000, ge=1, description="optimisation steps of the denoiser and the semantic encoder")
@@ -110,6 +115,9 @@ class AutoencoderConfig(StageConfig):
         0.2, ge=0, le=1, description="share of semantic codes withheld from the denoiser"
     )
     attribute_weight: float = Field(0.1, ge=0, description="weight of the attribute head's loss on the code")
+    adversary_weight: float = Field(
+        0.1, ge=0, description="weight of keeping the attribute out of the appearance code"
+    )
     identity_weight: float = Field(0.05, ge=0, description="weight of the identity head's loss on the code")
     identity_size: int = Field(32, ge=2, description="size of the identity embedding on the code")
     identity_margin: float = Field(0.2, ge=0, description="cosine margin between persons")
@@ -135,6 +143,10 @@ class RepairConfig(StageConfig):
         0.7, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
     )
     guidance: float = Field(2.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    blend_difference: float = Field(
+        0.12, gt=0, description="change in [0, 2] from which on the decoded edit replaces the original's pixels"
+    )
+    blend_width: float = Field(0.03, gt=0, description="softness of that seam, as a share of the image's side")
     strengths: list[float] = Field(
         [1.0, 0.75, 0.5], min_length=1, description="strengths tried, strongest first"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from diffinf import progress
 from diffinf.classify.model import ClassifierSpec, create_classifier, to_input
@@ -165,8 +166,7 @@ class _Timing:
                 start = time.perf_counter()
                 train_autoencoder(
                     images,
-                    labels,
-                    torch.ones(len(labels)),
+                    one_hot(labels, self.spec.num_classes),
                     None,
                     config,
                     class_names=self.spec.class_names,

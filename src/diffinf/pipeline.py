@@ -29,7 +29,12 @@ from diffinf.data.dataset import open_dataset
 from diffinf.data.images import UnreadableImageError, decode_image, square
 from diffinf.errors import UserError
 from diffinf.influence.flag import calibrated_score, flag
-from diffinf.influence.noise import class_noise_rates, confident_joint, label_trust
+from diffinf.influence.noise import (
+    class_noise_rates,
+    confident_joint,
+    label_trust,
+    refined_joint,
+)
 from diffinf.influence.rivals import rival_scores
 from diffinf.influence.self_influence import self_influence
 from diffinf.measure import evaluate_edits, evaluate_scores
@@ -39,7 +44,6 @@ from diffinf.run import (
     Run,
     file_sha256,
     load_tensors,
-    read_table,
     save_tensors,
     stage_key,
     write_table,
@@ -282,12 +286,13 @@ def train_autoencoder(workspace: Workspace) -> None:
             return
         from diffinf.diffusion.train import train_autoencoder as train_on
 
-        trust = read_table(run.scores)["label_trust"].to_numpy()
+        labels = workspace.labels.numpy()
+        probabilities = load_crossfit(run.crossfit).logits.double().softmax(1).numpy()
+        joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
         persons = workspace.identities
         train_on(
             workspace.images,
-            workspace.labels,
-            torch.tensor(trust),
+            torch.from_numpy(label_posterior(labels, probabilities, joint)),
             None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
             config,
             class_names=workspace.dataset.class_names,

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
 from diffinf.classify.model import create_classifier, save_classifier, to_input
@@ -164,7 +165,7 @@ def repair_run(workspace: Workspace) -> None:
     material = {
         "images": repair.images[rows],
         "labels": repair.labels[rows],
-        "negative": repair.negative[rows],
+        "shown": one_hot(repair.negative[rows], len(workspace.dataset.class_names)).float(),
         "score_fold": repair.crossfit.fold[rows],
         "code": moved,
     }

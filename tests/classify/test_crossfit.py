@@ -138,7 +138,7 @@ def test_a_second_view_is_trained_on_in_the_same_folds(
 
 
 def test_errors_come_back_from_workers(problem: Problem, config: ClassifierConfig, tmp_path: Path) -> None:
-    """One worker: a user's mistake, a divergence, and at last a fault of ours."""
+    """One worker: a user's mistake (fold 0 is all of class 0), a divergence, and at last a fault of ours."""
     spec = {**asdict(problem.spec), "class_names": []}
     settings_ = config.model_dump(mode="json")
     write_material(
@@ -147,8 +147,8 @@ def test_errors_come_back_from_workers(problem: Problem, config: ClassifierConfi
     job = {"directory": str(tmp_path), "fold": 2, "seed": 0, "key": "", "device": "cpu"}
     worker = workers._Worker("diffinf.classify.crossfit:fold_job")
     try:
-        with pytest.raises(UserError, match="no model 'nothing'"):
-            worker.ask({**job, "spec": {**spec, "name": "nothing"}, "config": settings_}, lambda _: None)
+        with pytest.raises(UserError, match="all 32 training samples have one label"):
+            worker.ask({**job, "fold": 0, "spec": spec, "config": settings_}, lambda _: None)
         with pytest.raises(DivergedError):
             wild = {**settings_, "learning_rate": 1e30}
             worker.ask({**job, "spec": spec, "config": wild}, lambda _: None)

@@ -122,6 +122,6 @@ def test_arms_say_what_they_lack(name: str) -> None:
 
 def test_unknown_arm() -> None:
     labels = np.array([0, 1])
-    with pytest.raises(UserError, match="no arm 'drop'.*baseline, filter") as caught:
+    with pytest.raises(UserError, match=r"no arm 'drop'.*baseline, filter") as caught:
         training_set("drop", Material(np.array(["a", "b"]), labels, labels == 0, labels), 0)
     assert all(name in str(caught.value) for name in ARMS)

@@ -196,7 +196,7 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
         logits = predict(model, material["test"], device=job["device"])[1]
         if not bool(torch.isfinite(logits).all()):
             raise DivergedError("the logits of test images are not finite")
-        save_tensors(predictions, {"logits": logits}, {"arm": job["arm"], "seed": str(job["seed"])})
+        save_tensors(predictions, {"logits": logits})
         if job["final"] is not None:
             save_classifier(Path(job["final"]), model, spec)
     except DivergedError as error:

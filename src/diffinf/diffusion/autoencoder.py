@@ -31,15 +31,26 @@ class AutoencoderSpec:
     image_channels: int
     image_size: int
     latent_channels: int
-    code_size: int
+    attribute_size: int
+    appearance_size: int
     unet_channels: tuple[int, ...]
     unet_layers: int
     identity_size: int
     timesteps: int = 1000
 
+    @property
+    def code_size(self) -> int:
+        """Size D of the whole semantic code: the attribute's part first, then the appearance's."""
+        return self.attribute_size + self.appearance_size
+
 
 class SemanticEncoder(nn.Module):
-    """Latents (B, L, h, w) to semantic codes (B, D), with a linear attribute head and a linear identity head."""
+    """Latents (B, L, h, w) to semantic codes (B, D) of two parts, with linear heads.
+
+    The attribute head reads the first part, the identity head the second, and an adversary sees to it that the
+    attribute cannot be read from the second (Fader networks, arXiv 1706.00409): otherwise the appearance would
+    carry the expression and no label context could move it.
+    """
 
     def __init__(self, spec: AutoencoderSpec) -> None:
         """Build an untrained encoder."""
@@ -54,17 +65,27 @@ class SemanticEncoder(nn.Module):
             ]
         self.body = nn.Sequential(*layers, nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(2))
         self.project = nn.Linear(channels[-1] * 4, spec.code_size)
-        self.attribute_head = nn.Linear(spec.code_size, len(spec.class_names))
-        self.identity_head = nn.Linear(spec.code_size, spec.identity_size, bias=False)
+        self.attribute_size = spec.attribute_size
+        self.attribute_head = nn.Linear(spec.attribute_size, len(spec.class_names))
+        self.identity_head = nn.Linear(spec.appearance_size, spec.identity_size, bias=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return the codes (B, D)."""
         code: Tensor = self.project(self.body(latents).flatten(1))
         return code
 
+    def attribute(self, code: Tensor) -> Tensor:
+        """Return the attribute's logits (B, K) of codes (B, D)."""
+        logits: Tensor = self.attribute_head(code[:, : self.attribute_size])
+        return logits
+
+    def appearance(self, code: Tensor) -> Tensor:
+        """Return the part of codes (B, D) that the denoiser sees, (B, D - A)."""
+        return code[:, self.attribute_size :]
+
     def identity(self, code: Tensor) -> Tensor:
-        """Return unit vectors (B, I) whose cosine tells persons apart."""
-        return F.normalize(self.identity_head(code), dim=1)
+        """Return unit vectors (B, I) whose cosine tells persons apart, of codes (B, D)."""
+        return F.normalize(self.identity_head(self.appearance(code)), dim=1)
 
 
 class Denoiser(nn.Module):
@@ -89,32 +110,33 @@ class Denoiser(nn.Module):
             resnet_time_scale_shift="scale_shift",
         )
         width = 4 * channels[0]
-        self.code_context = nn.Linear(spec.code_size, width)
-        self.empty_code = nn.Parameter(torch.zeros(width))
-        # One row more than there are classes: the learned empty label.
-        self.label_context = nn.Embedding(len(spec.class_names) + 1, width)
+        self.appearance_context = nn.Linear(spec.appearance_size, width)
+        self.label_context = nn.Linear(len(spec.class_names), width, bias=False)
+        # Learned, not zeros pushed through a projection.
+        self.empty_appearance = nn.Parameter(torch.zeros(width))
+        self.empty_label = nn.Parameter(torch.zeros(width))
 
-    @property
-    def empty_label(self) -> int:
-        """Index of the learned empty label."""
-        return self.label_context.num_embeddings - 1
-
-    def context(self, code: Tensor | None, label: Tensor, keep_code: Tensor | None = None) -> Tensor:
-        """Return the context (B, W) of codes (B, D) and label indices (B,).
+    def context(
+        self,
+        appearance: Tensor,
+        shares: Tensor,
+        keep_appearance: Tensor | None = None,
+        keep_label: Tensor | None = None,
+    ) -> Tensor:
+        """Return the context (B, W).
 
         Args:
-            code: None gives the learned empty code to all.
-            label: `empty_label` where there is none.
-            keep_code: bool (B,); False gives that sample the learned empty code.
+            appearance: second part of the semantic codes, (B, D - A).
+            shares: how much of each class the image shows, (B, K), rows summing to 1.
+            keep_appearance: bool (B,); False gives that sample the learned empty appearance.
+            keep_label: bool (B,); False gives that sample the learned empty label.
         """
-        empty = self.empty_code.expand(len(label), -1)
-        if code is None:
-            bare: Tensor = empty + self.label_context(label)
-            return bare
-        projected = self.code_context(code)
-        if keep_code is not None:
-            projected = torch.where(keep_code[:, None], projected, empty)
-        context: Tensor = projected + self.label_context(label)
+        parts = [self.appearance_context(appearance), self.label_context(shares)]
+        empties = [(keep_appearance, self.empty_appearance), (keep_label, self.empty_label)]
+        for index, (keep, empty) in enumerate(empties):
+            if keep is not None:
+                parts[index] = torch.where(keep[:, None], parts[index], empty)
+        context: Tensor = parts[0] + parts[1]
         return context
 
     def forward(self, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +19,27 @@ from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cos
 CHECKPOINT = "training.checkpoint"
 
 
-def label_keep_probability(trust: Tensor) -> Tensor:
-    """Return how often a sample's label is shown to the denoiser, (N,) in [0, 1], from P(label right).
+class _Reversed(torch.autograd.Function):
+    """The identity whose gradient is turned round (arXiv 1409.7495): what helps the adversary hurts the encoder."""
 
-    A label that is more likely wrong than right is never shown; a coin flip's worth of trust is worth nothing.
-    """
-    return (2 * trust - 1).clamp(0, 1)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
 
 
 class _Material:
-    """What every step draws from: latents of the images and of their mirror images, labels, trust, identities."""
+    """What every step draws from: latents of the images and of their mirror images, shares, identities."""
 
-    def __init__(
-        self, latents: Tensor, mirrored: Tensor, labels: Tensor, trust: Tensor, identities: Tensor | None
-    ) -> None:
+    def __init__(self, latents: Tensor, mirrored: Tensor, shares: Tensor, identities: Tensor | None) -> None:
         self.views = torch.stack([latents, mirrored])
-        self.labels, self.trust, self.identities = labels, trust, identities
+        self.shares, self.identities = shares, identities
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.shares)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         view = (torch.rand(len(indices), generator=generator) < 0.5).long()
@@ -46,8 +48,7 @@ class _Material:
 
 def train_autoencoder(
     images: Tensor,
-    labels: Tensor,
-    trust: Tensor,
+    shares: Tensor,
     identities: Tensor | None,
     config: AutoencoderConfig,
     *,
@@ -60,8 +61,8 @@ def train_autoencoder(
 
     Args:
         images: training images.
-        labels: class indices (N,), as annotated.
-        trust: P(label right) (N,) in [0, 1]; labels guide the model only as far as they are trusted.
+        shares: P(true class) (N, K) as estimated from images and annotations, rows summing to 1: labels guide
+            the model only as far as they are trusted.
         identities: person indices (N,), or None where the dataset does not know them.
         config: settings.
         class_names: names of the K classes.
@@ -77,7 +78,8 @@ def train_autoencoder(
         image_channels=images.shape[1],
         image_size=images.shape[2],
         latent_channels=config.latent_channels,
-        code_size=config.code_size,
+        attribute_size=config.attribute_size,
+        appearance_size=config.appearance_size,
         unet_channels=tuple(config.unet_channels),
         unet_layers=config.unet_layers,
         identity_size=config.identity_size,
@@ -87,11 +89,11 @@ def train_autoencoder(
         model = DiffusionAutoencoder(spec)
     model.first_stage = FirstStage.fit(images, config.latent_channels)
     model.to(device)
-    material = _Material(_latents(model, images), _latents(model, images.flip(3)), labels, trust, identities)
+    material = _Material(_latents(model, images), _latents(model, images.flip(3)), shares.float(), identities)
     history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)
     _set_code_statistics(model, material)
     model.eval().requires_grad_(False).save(directory)
-    write_json(directory / "metrics.json", {"last": history[-1], "history": history, "n": len(labels)})
+    write_json(directory / "metrics.json", {"last": history[-1], "history": history, "n": len(images)})
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return model
 
@@ -112,16 +114,23 @@ def _train_denoiser(
     persons = 0 if material.identities is None else int(material.identities.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed + 1)
-        prototypes = nn.Linear(config.identity_size, max(1, persons), bias=False).to(device)
+        heads = nn.ModuleDict(
+            {
+                "adversary": nn.Sequential(
+                    nn.Linear(config.appearance_size, 64), nn.SiLU(), nn.Linear(64, material.shares.shape[1])
+                ),
+                "persons": nn.Linear(config.identity_size, max(1, persons), bias=False),
+            }
+        ).to(device)
     average = averaged(trained, max_decay=config.ema_decay)
     optimizer = torch.optim.AdamW(
-        [*trained.parameters(), *prototypes.parameters()], lr=config.learning_rate, weight_decay=1e-4
+        [*trained.parameters(), *heads.parameters()], lr=config.learning_rate, weight_decay=1e-4
     )
 
     def step(index: int) -> dict[str, float]:
         generator = step_generator(seed, "denoiser", index)
         rows = batch_indices(len(material), config.batch_size, seed, index)
-        parts = _losses(model, prototypes if persons else None, material, rows, config, generator, device)
+        parts = _losses(model, heads, material, rows, config, generator, device)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(index, config.steps, floor=0.05)
         optimizer.zero_grad(set_to_none=True)
@@ -133,7 +142,7 @@ def _train_denoiser(
 
     state: dict[str, Any] = {
         "trained": trained,
-        "prototypes": prototypes,
+        "heads": heads,
         "average": average,
         "optimizer": optimizer,
     }
@@ -150,41 +159,45 @@ def _train_denoiser(
 
 def _losses(
     model: DiffusionAutoencoder,
-    prototypes: nn.Linear | None,
+    heads: nn.ModuleDict,
     material: _Material,
     rows: Tensor,
     config: AutoencoderConfig,
     generator: torch.Generator,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the loss of one batch and its parts: v error, attribute and identity cross-entropy on the code."""
+    """Return the loss of one batch and its parts: v error; attribute, adversary and identity on the code."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator).to(device)
 
     clean = material.batch(rows, generator).to(device)  # (B, L, h, w)
-    labels, trust = material.labels[rows].to(device), material.trust[rows].to(device).float()
+    shares = material.shares[rows].to(device)
     code = model.encoder(clean)  # (B, D)
+    appearance = model.encoder.appearance(code)
 
     noise = torch.randn(clean.shape, generator=generator).to(device)
     t = torch.randint(0, model.spec.timesteps, (len(rows),), generator=generator).to(device)
     alpha = model.alphas_cumprod[t][:, None, None, None]
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-    shown = uniform(len(rows)) < label_keep_probability(trust) * (1 - config.label_dropout)
     context = model.denoiser.context(
-        code,
-        torch.where(shown, labels, torch.full_like(labels, model.denoiser.empty_label)),
-        keep_code=uniform(len(rows)) >= config.code_dropout,
+        appearance,
+        shares,
+        keep_appearance=uniform(len(rows)) >= config.code_dropout,
+        keep_label=uniform(len(rows)) >= config.label_dropout,
     )
     parts = {"v": F.mse_loss(model.denoiser(noisy, t, context), target)}
-    attribute = F.cross_entropy(model.encoder.attribute_head(code), labels, reduction="none")
-    parts["attribute"] = (trust * attribute).sum() / trust.sum().clamp_min(1e-6)
-    loss = parts["v"] + config.attribute_weight * parts["attribute"]
-    if prototypes is not None:
-        assert material.identities is not None
+    parts["attribute"] = F.cross_entropy(model.encoder.attribute(code), shares)
+    parts["adversary"] = F.cross_entropy(heads["adversary"](_Reversed.apply(appearance)), shares)
+    loss = (
+        parts["v"]
+        + config.attribute_weight * parts["attribute"]
+        + config.adversary_weight * parts["adversary"]
+    )
+    if material.identities is not None:
         persons = material.identities[rows].to(device)
-        cosine = model.encoder.identity(code) @ F.normalize(prototypes.weight, dim=1).T
+        cosine = model.encoder.identity(code) @ F.normalize(cast(nn.Linear, heads["persons"]).weight, dim=1).T
         # CosFace (arXiv 1801.09414): the right person must win by a margin.
         margin = config.identity_margin * F.one_hot(persons, cosine.shape[1])
         parts["identity"] = F.cross_entropy(config.identity_scale * (cosine - margin), persons)

@@ -17,7 +17,7 @@ from diffinf.classify.model import load_classifier
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.repair.edit import Inverted, decode_edit, take_apart
+from diffinf.repair.edit import Inverted, decode_edit, keep_unchanged, take_apart
 from diffinf.repair.gate import PASSED, Gate
 from diffinf.run import load_tensors, read_json, save_tensors
 from diffinf.training.loop import worker_count
@@ -117,7 +117,7 @@ def _read(job: Job) -> tuple[DiffusionAutoencoder, RepairConfig, dict[str, Tenso
 def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
     """Invert a batch and decode it unedited."""
     model, config, material = _read(job)
-    parts = take_apart(model, material["images"], material["negative"], config)
+    parts = take_apart(model, material["images"], material["shown"], config)
     error = (parts.roundtrip.float() - material["images"].float()).abs().mean((1, 2, 3)) / 127.5
     tensors = {"code": parts.code, "noisy": parts.noisy, "roundtrip": parts.roundtrip, "error": error}
     save_tensors(Path(job["path"]), tensors)
@@ -140,15 +140,16 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
     pending = torch.arange(count)
     for strength in config.strengths:
         at = pending.to(model.device)
-        edited = decode_edit(
+        decoded = decode_edit(
             model,
             Inverted(parts.code[at], parts.noisy[at], parts.roundtrip[at]),
             material["code"][at],
             material["labels"][at],
-            material["negative"][at],
+            material["shown"][at],
             strength,
             config,
         )
+        edited = keep_unchanged(material["images"][at], parts.roundtrip[at], decoded, config)
         verdict = gate.check(
             material["images"][at].cpu(),
             edited.cpu(),

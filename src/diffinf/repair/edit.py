@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.diffusion.invert import Prediction, decode, invert
+from diffinf.diffusion.invert import decode, invert
 
 
 @dataclass(frozen=True)
@@ -32,30 +34,37 @@ class Inverted:
     roundtrip: Tensor
 
 
-def _conditioned(model: DiffusionAutoencoder, context: Tensor) -> Prediction:
-    return lambda noisy, t: model.denoiser(noisy, t, context)
-
-
-def _context(model: DiffusionAutoencoder, code: Tensor, labels: Tensor) -> Tensor:
-    context: Tensor = model.denoiser.context(code * model.code_std + model.code_mean, labels)
-    return context
-
-
 @torch.no_grad()
-def take_apart(
-    model: DiffusionAutoencoder, images: Tensor, appears: Tensor, config: RepairConfig
-) -> Inverted:
-    """Invert uint8 images (B, C, H, W) under the label that each appears to show, (B,), and decode them back."""
+def take_apart(model: DiffusionAutoencoder, images: Tensor, shown: Tensor, config: RepairConfig) -> Inverted:
+    """Invert uint8 images (B, C, H, W) and decode them back.
+
+    Args:
+        model: the autoencoder.
+        images: the images.
+        shown: how much of each class the image appears to show, (B, K), rows summing to 1.
+        config: settings.
+    """
     latents = model.to_latents(images)
     code = model.normalised(model.encoder(latents))
-    predict = _conditioned(model, _context(model, code, appears))
+    context = _context(model, code, shown)
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        v: Tensor = model.denoiser(noisy, t, context)
+        return v
+
     noisy = invert(model, latents, predict, steps=config.diffusion_steps, depth=config.depth)
     back = decode(model, noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return Inverted(code, noisy, model.to_images(back))
 
 
+def _context(model: DiffusionAutoencoder, code: Tensor, shares: Tensor) -> Tensor:
+    raw = code * model.code_std + model.code_mean
+    context: Tensor = model.denoiser.context(model.encoder.appearance(raw), shares)
+    return context
+
+
 def negative_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
-    """Return (1 + w)·positive - w·negative (arXiv 2508.09661, eq. 5) for predictions of any shape.
+    """Return (1 + w)·positive - w·negative (arXiv 2508.09661) for predictions of any shape.
 
     The rule is linear, so it is the same for noise, v and clean predictions.
     """
@@ -68,7 +77,7 @@ def decode_edit(
     parts: Inverted,
     code: Tensor,
     labels: Tensor,
-    appears: Tensor,
+    shown: Tensor,
     strength: float,
     config: RepairConfig,
 ) -> Tensor:
@@ -79,13 +88,14 @@ def decode_edit(
         parts: the images taken apart.
         code: edited normalised codes (B, D), at full strength.
         labels: assigned labels (B,).
-        appears: labels that the images appear to show (B,).
+        shown: what the images appear to show, (B, K).
         strength: in (0, 1]: how far the code goes, and how hard the guidance pulls.
         config: settings.
     """
     moved = parts.code + strength * (code - parts.code)
-    contexts = torch.cat([_context(model, moved, labels), _context(model, parts.code, appears)])
-    scale = strength * (1 + config.guidance) - 1  # at strength 0 nothing is left but the negative context
+    assigned = F.one_hot(labels, shown.shape[1]).float()
+    contexts = torch.cat([_context(model, moved, assigned), _context(model, moved, shown)])
+    scale = strength * (1 + config.guidance) - 1  # at strength 0 the negative context alone is left
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         positive, negative = model.denoiser(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
@@ -93,3 +103,34 @@ def decode_edit(
 
     latents = decode(model, parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return model.to_images(latents)
+
+
+def keep_unchanged(original: Tensor, roundtrip: Tensor, edited: Tensor, config: RepairConfig) -> Tensor:
+    """Put the edit into the original where it differs from the unedited round trip, and only there.
+
+    What the edit did not touch keeps its pixels; what it touched is corrected by the smooth part of the round
+    trip's error (shading, tint), so that no seam shows.
+
+    Args:
+        original: uint8 (B, C, H, W).
+        roundtrip: the same images decoded without an edit.
+        edited: decoded with the edit.
+        config: settings.
+
+    Returns:
+        uint8 (B, C, H, W).
+    """
+    source, plain, changed = (x.float() / 127.5 - 1 for x in (original, roundtrip, edited))
+    width = config.blend_width * original.shape[-1]
+    difference = _blurred((changed - plain).abs().mean(1, keepdim=True), width)
+    mask = (difference / config.blend_difference).clamp(0, 1)
+    corrected = changed + _blurred(source - plain, 2 * width)
+    blended = mask * corrected + (1 - mask) * source
+    return ((blended + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    """Blur images (B, C, H, W) by a Gaussian of `sigma` pixels."""
+    size = 2 * max(1, round(2 * sigma)) + 1
+    blurred: Tensor = gaussian_blur(images, [size, size], [sigma, sigma])
+    return blurred

@@ -64,7 +64,7 @@ def objective_terms(
     raw, raw_start = (c * model.code_std + model.code_mean for c in (code, start))
     encoder = model.encoder
     return {
-        "label": F.cross_entropy(encoder.attribute_head(raw), labels, reduction="none"),
+        "label": F.cross_entropy(encoder.attribute(raw), labels, reduction="none"),
         # -log(1 - P(high influence)): its gradient does not vanish where the surrogate is sure.
         "influence": F.softplus(surrogate(code, labels)),
         "identity": 1 - (encoder.identity(raw) * encoder.identity(raw_start)).sum(1),

@@ -20,7 +20,10 @@ ARMS = {
     "filter": "flagged samples left out",
     "relabel": "flagged samples given the label they appear to show",
     "resample": "each flagged picture replaced by an unflagged one of its label",
+    "roundtrip": "flagged pictures sent through the autoencoder, unedited",
     "diffinf": "flagged pictures edited to show their label",
+    "clean": "all labels replaced by the true ones",
+    "oracle-edit": "flagged pictures replaced by ones that truly fit their label",
 }
 _REPAIR, _REFERENCE = "diffinf", "baseline"
 _MEASURES = ("balanced_accuracy", "accuracy", "macro_f1")

@@ -35,7 +35,7 @@ class RunFiles:
         dataset, quarantine, scores, edits, compare: rows of the tables, None where the table is missing.
         truths: rows of evaluation.parquet (id, target, truth) by id, where truth is known.
         pictures: uint8 (M, C, H, W) by name (original, roundtrip, edited), rows as ``edits``.
-        labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed, as far as ``compare`` knows them.
+        labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed of ``compare``.
         evaluation, surrogate, autoencoder: figures from their JSON files.
         damaged: files that are there but cannot be read, with the reason.
     """
@@ -163,7 +163,7 @@ def _pictures(reader: _Reader, rows: int) -> dict[str, NDArray[np.uint8]]:
 def _logits(
     reader: _Reader, labels: NDArray[Any] | None, compare: Rows
 ) -> dict[str, dict[int, NDArray[np.float32]]]:
-    """Predictions of the trainings in compare.parquet that did not diverge; an earlier comparison's are left out."""
+    """Predictions of the trainings in compare.parquet that did not diverge, and of no earlier ones."""
     found: dict[str, dict[int, NDArray[np.float32]]] = {}
     for row in compare:
         arm, seed = str(row["arm"]), int(row["seed"])

@@ -1,0 +1,525 @@
+"""FER-noise: real photographs, real annotators. FER2013's labels, judged by the ten votes of FER+.
+
+    python benchmarks/fer_noise.py --build fer2013.csv fer2013new.csv fer2013_ferplus.parquet
+    python benchmarks/fer_noise.py --data fer2013_ferplus.parquet [--subset 8k] [--seeds 5]
+
+The first line makes one file of the two public originals, see benchmarks/README.md. The second keeps the rows
+whose votes agree, splits them, takes them all the way through diffinf and measures against the votes (FER+:
+arXiv 1608.01041). In OUT (runs/fer-noise) it leaves SUBSET.parquet, the run SUBSET/ and SUBSET.json; started
+again it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from diffinf.config import make_config
+from diffinf.data.readers.columns import ColumnFiles
+from diffinf.data.splits import limited
+from diffinf.errors import UserError
+from diffinf.run import Run, atomic_path, file_sha256, load_tensors, read_json, read_table, write_json
+
+LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear")
+VOTES = (*LABELS, "contempt", "unknown", "NF")
+FER2013_LABELS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")  # by its codes
+SPARSE = "disgust"  # too few true test images for the primary figure
+LEAST_VOTES = 5
+SIDE = 48
+ARMS = ("baseline", "filter", "relabel", "resample", "roundtrip", "diffinf")
+EXPECTED_KEPT = {"Training": 22_820, "PublicTest": 2_897}
+EXPECTED_DISAGREEMENT = dict(
+    zip((*LABELS, "all"), (0.11, 0.07, 0.20, 0.57, 0.49, 0.67, 0.88, 0.33), strict=True)
+)
+_ROWS_PER_GROUP = 1000
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of the file: rows kept by usage, rows by split and class, shares of labels that disagree.
+
+    Attributes:
+        kept: usage -> rows with a clear truth, before the test split.
+        disagreement: class as annotated, and "all" -> share of the kept Training rows labelled otherwise than
+            the truth.
+        counts: split -> class (as in the column label) -> rows written.
+    """
+
+    kept: dict[str, int]
+    disagreement: dict[str, float]
+    counts: dict[str, dict[str, int]]
+
+
+def prepare(data: Path, target: Path, subset: int | None) -> Prepared:
+    """Write the FER-noise dataset: columns id, image, label, split, truth_label, truth_votes.
+
+    Rows stay whose top vote (ties: the first) is one of the seven labels with at least 5 votes. Three in ten
+    Training rows, by a hash of the id, are the test split and carry the truth as their label; the others
+    are the training split and PublicTest is the validation split, both labelled as annotated.
+
+    Args:
+        data: Parquet with columns id, image, label (the original one), votes (10 of FER+), usage.
+        target: the Parquet file to write, atomically.
+        subset: training rows to keep (shares by label, smallest sha256 of "0:id"), None for all.
+
+    Raises:
+        UserError: a column is missing or holds something else.
+    """
+    table, labels, votes = _read(data)
+    usage = np.array(table["usage"].to_pylist(), dtype=np.str_)
+    truth = votes.argmax(axis=1)
+    clear = (truth < len(LABELS)) & (votes.max(axis=1) >= LEAST_VOTES) & np.isin(usage, list(EXPECTED_KEPT))
+    rows = np.flatnonzero(clear)
+    ids = table["id"].take(pa.array(rows)).to_pylist()
+    labels, truth, votes, usage = labels[rows], truth[rows], votes[rows], usage[rows]
+    kept = {name: int((usage == name).sum()) for name in EXPECTED_KEPT}
+    training = usage == "Training"
+    if not training.any() or training.all():
+        raise UserError(
+            f"{data}: expected rows of both Training and PublicTest with clear votes, found {kept}"
+        )
+    splits = np.array([_split(*pair) for pair in zip(ids, usage, strict=True)])
+    written = _subset(ids, labels, splits, subset)
+    given = np.where(splits == "test", truth, labels)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "image": table["image"].take(pa.array(rows)),
+        "label": pa.array(given, pa.int64()),
+        "split": pa.array(splits, pa.string()),
+        "truth_label": pa.array(truth, pa.int64()),
+        "truth_votes": _votes_array(votes),
+    }
+    _write(target, pa.table(columns).take(pa.array(written)))
+    counts = {split: Counter[str]() for split in ("train", "validation", "test")}
+    for row in written:
+        counts[splits[row]][LABELS[given[row]]] += 1
+    return Prepared(
+        kept=kept,
+        disagreement=_disagreement(labels[training], truth[training]),
+        counts={split: {name: found[name] for name in LABELS} for split, found in counts.items()},
+    )
+
+
+def _read(data: Path) -> tuple[pa.Table, Ints, Ints]:
+    """The table, its labels (N,) as indices of LABELS, its votes (N, 10)."""
+    if not data.is_file():
+        raise UserError(f"{data}: no such file; benchmarks/README.md says how to make it")
+    files = ColumnFiles([data])
+    if missing := {"id", "image", "label", "votes", "usage"} - set(files.names):
+        raise UserError(f"{data}: no column {min(missing)}; benchmarks/README.md says how to make the file")
+    texts = files.text("label", f"{data}: column 'label'")
+    if strange := set(texts) - set(LABELS):
+        raise UserError(f"{data}: label {strange.pop()!r}; expected one of {', '.join(LABELS)}")
+    table = files.read(files.names)
+    lists = table["votes"].to_pylist()
+    if any(votes is None or len(votes) != len(VOTES) for votes in lists):
+        raise UserError(f"{data}: expected {len(VOTES)} votes a row: {', '.join(VOTES)}")
+    labels = np.array([LABELS.index(str(text)) for text in texts], dtype=np.int64)
+    return table, labels, np.array(lists, dtype=np.int64)
+
+
+def _split(id_: str, usage: str) -> str:
+    if usage == "PublicTest":
+        return "validation"
+    return "test" if int(hashlib.sha256(f"test:{id_}".encode()).hexdigest(), 16) % 10 < 3 else "train"
+
+
+def _subset(ids: list[str], labels: Ints, splits: npt.NDArray[np.str_], subset: int | None) -> Ints:
+    """Rows to write: all of validation and test, `subset` of train."""
+    train = np.flatnonzero(splits == "train")
+    names = [ids[row] for row in train]
+    classes = [LABELS[label] for label in labels[train]]
+    chosen = train[limited(names, ["train"] * len(train), classes, subset or len(train), seed=0)]
+    return np.sort(np.concatenate([chosen, np.flatnonzero(splits != "train")]))
+
+
+def _disagreement(labels: Ints, truth: Ints) -> dict[str, float]:
+    wrong = labels != truth
+    shares = {name: float(wrong[labels == k].mean()) for k, name in enumerate(LABELS) if (labels == k).any()}
+    return {**shares, "all": float(wrong.mean())}
+
+
+def _votes_array(votes: Ints) -> pa.Array:
+    flat = pa.array(votes.astype(np.int8).ravel(), pa.int8())
+    return pa.FixedSizeListArray.from_arrays(flat, len(VOTES))
+
+
+def _write(target: Path, table: pa.Table) -> None:
+    """Write Parquet atomically, with the metadata from which `datasets` restores Image and ClassLabel."""
+    text = {"dtype": "string", "_type": "Value"}
+    classes = {"names": list(LABELS), "_type": "ClassLabel"}
+    votes = {"feature": {"dtype": "int8", "_type": "Value"}, "length": len(VOTES), "_type": "List"}
+    known = {"image": {"_type": "Image"}, "label": classes, "truth_label": classes}
+    known |= {"votes": votes, "truth_votes": votes}
+    features = {name: known.get(name, text) for name in table.column_names}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    with atomic_path(target) as partial:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            partial,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+        )
+
+
+def build(fer2013: Path, ferplus: Path, target: Path) -> dict[str, int]:
+    """Write one Parquet file (id, image, label, votes, usage) from the two public CSV files.
+
+    Rows of Training and PublicTest, in their order; the id is the image's name in FER+. Rows without a name (not
+    a face) are left out, and of images with the same pixels all but the first.
+
+    Returns:
+        Rows by what became of them.
+
+    Raises:
+        UserError: the files do not fit together.
+    """
+    ids, images, labels, votes, usages = [], [], [], [], []
+    seen: set[bytes] = set()
+    fates: Counter[str] = Counter()
+    for place, face, judged in _pairs(fer2013, ferplus):
+        usage = face["Usage"]
+        if usage not in EXPECTED_KEPT:
+            fates["of another usage, left out"] += 1
+            continue
+        if not judged["Image name"]:
+            fates["without an image name, left out"] += 1
+            continue
+        try:
+            pixels = np.array(face["pixels"].split(), dtype=np.uint8).reshape(SIDE, SIDE)
+            label, cast = int(face["emotion"]), [int(judged[name]) for name in VOTES]
+            name = FER2013_LABELS[label]
+        except (ValueError, IndexError, OverflowError) as error:
+            raise UserError(f"{place}: expected {SIDE * SIDE} pixels, label 0-6, votes ({error})") from error
+        if pixels.tobytes() in seen:
+            fates["exact copies, left out"] += 1
+            continue
+        seen.add(pixels.tobytes())
+        fates[usage] += 1
+        ids.append(Path(judged["Image name"]).stem)
+        images.append({"bytes": _png(pixels), "path": None})
+        labels.append(LABELS.index(name))
+        votes.append(cast)
+        usages.append(usage)
+    if not ids:
+        raise UserError(f"{fer2013}: no row of Training or PublicTest that FER+ has an image name for")
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "label": pa.array(labels, pa.int64()),
+        "votes": _votes_array(np.array(votes, dtype=np.int64)),
+        "usage": pa.array(usages, pa.string()),
+    }
+    _write(target, pa.table(columns))
+    return dict(fates)
+
+
+def _pairs(fer2013: Path, ferplus: Path) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
+    """The rows of both files side by side, with the place of each for messages."""
+    faces = _rows(fer2013, ("emotion", "pixels", "Usage"))
+    judgements = _rows(ferplus, ("Usage", "Image name", *VOTES))
+    for number, face in enumerate(faces, start=2):
+        judged = next(judgements, None)
+        if judged is None or judged["Usage"] != face["Usage"]:
+            found = "no row" if judged is None else f"Usage {judged['Usage']}"
+            raise UserError(
+                f"{ferplus}: row {number}: expected Usage {face['Usage']} as in {fer2013.name}, found {found}; "
+                "the files need the same rows in the same order"
+            )
+        yield f"{fer2013.name} and {ferplus.name}, row {number}", face, judged
+    if next(judgements, None) is not None:
+        raise UserError(f"{ferplus}: more rows than {fer2013.name}; the files need the same rows")
+
+
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file; names and cells without the blanks around them, which some copies have."""
+    try:
+        handle = path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with handle:
+        reader = csv.reader(handle)
+        header = [name.strip() for name in next(reader, [])]
+        if missing := [name for name in needed if name not in header]:
+            raise UserError(f"{path}: no column {missing[0]!r}; expected {', '.join(needed)}")
+        for cells in reader:
+            if cells:
+                yield dict(zip(header, (cell.strip() for cell in cells), strict=False))
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def results(run: Run) -> dict[str, Any]:
+    """Detection, conversion, arms with 95 % intervals and paired differences, from the files of a run.
+
+    Balanced accuracy over "seven" classes and over the "six" without disgust, which is the primary figure.
+    """
+    summary, evaluation = read_json(run.summary), read_json(run.evaluation)
+    detection = {name: value for name, value in evaluation["detection"].items() if name != "curve"}
+    edits = {name: summary[name] for name in ("edited", "kept", "relabelled", "dropped", "kept_reasons")}
+    arms, differences = _arms(run)
+    return {
+        "detection": detection,
+        "edits": edits,
+        "conversion": evaluation["conversion"],
+        "arms": arms,
+        "diffinf_minus": differences,
+    }
+
+
+def _arms(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    from diffinf.evaluate.gain import arm_interval, holm, paired_difference
+
+    truth = load_tensors(run.compare / "test.safetensors")["labels"].numpy()
+    six = [index for index, name in enumerate(LABELS) if name != SPARSE]
+    seeds: dict[str, list[int]] = {}
+    diverged: Counter[str] = Counter()
+    for row in read_table(run.comparison).to_pylist():
+        seeds.setdefault(row["arm"], [])
+        if row["diverged"]:
+            diverged[row["arm"]] += 1
+        else:
+            seeds[row["arm"]].append(row["seed"])
+
+    def logits(arm: str, chosen: list[int]) -> npt.NDArray[np.float32]:
+        folder = run.compare / "predictions"
+        return np.stack([load_tensors(folder / f"{arm}-{s}.safetensors")["logits"].numpy() for s in chosen])
+
+    arms: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    for arm, sound in seeds.items():
+        arms[arm] = {"seeds": sound, "diverged": diverged[arm]}
+        if not sound:
+            continue
+        outputs = logits(arm, sound)
+        arms[arm] |= {
+            "accuracy": arm_interval(outputs, truth, "accuracy").to_dict(),
+            "balanced_accuracy_seven": arm_interval(outputs, truth).to_dict(),
+            "balanced_accuracy_six": arm_interval(outputs, truth, classes=six).to_dict(),
+        }
+        shared = sorted(set(sound) & set(seeds.get("diffinf", [])))
+        if arm != "diffinf" and shared:
+            pair = logits("diffinf", shared), logits(arm, shared)
+            differences[arm] = paired_difference(*pair, truth, classes=six).to_dict()
+    adjusted = holm({arm: found["p_value"] for arm, found in differences.items()})
+    return arms, {arm: {**found, "p_holm": adjusted[arm]} for arm, found in differences.items()}
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The class of machine: CPU model, cores this process may use, GPU if `device` is one."""
+    model = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    if described.exists():
+        lines = (line.partition(":") for line in described.read_text().splitlines())
+        model = next((value.strip() for name, _, value in lines if name.strip() == "model name"), model)
+    usable = getattr(os, "sched_getaffinity", None)
+    gpu = None
+    if device.startswith("cuda"):
+        import torch
+
+        gpu = torch.cuda.get_device_name(device)
+    return {"cpu": model, "cores": len(usable(0)) if usable else os.cpu_count(), "gpu": gpu}
+
+
+def shareable(value: Any) -> Any:
+    """Settings or words of a command with the places of this machine's files reduced to their names."""
+    if isinstance(value, dict):
+        return {name: shareable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [shareable(item) for item in value]
+    if isinstance(value, str):
+        name, equals, path = value.rpartition("=")
+        if path.startswith(("/", "..", "~")) or Path(path).is_absolute():
+            return f"{name}{equals}{Path(path).name}"
+    return value
+
+
+def show_prepared(prepared: Prepared, console: Console) -> None:
+    """Print counts and disagreement beside those of the file that the published figures were taken on."""
+    kept = Table("usage", "kept", "expected", title="rows with a clear truth")
+    for usage, expected in EXPECTED_KEPT.items():
+        kept.add_row(usage, str(prepared.kept[usage]), str(expected))
+    splits = Table("class", *prepared.counts, "disagree", "expected", title="rows by split (test: truth)")
+    for name in LABELS:
+        share = prepared.disagreement.get(name)
+        counts = [str(found[name]) for found in prepared.counts.values()]
+        splits.add_row(name, *counts, _figure(share), f"{EXPECTED_DISAGREEMENT[name]:.2f}")
+    totals = [str(sum(found.values())) for found in prepared.counts.values()]
+    splits.add_row(
+        "all", *totals, _figure(prepared.disagreement["all"]), f"{EXPECTED_DISAGREEMENT['all']:.2f}"
+    )
+    console.print(kept, splits)
+    off = [
+        name
+        for name, share in EXPECTED_DISAGREEMENT.items()
+        if abs(prepared.disagreement.get(name, 0) - share) > 0.01
+    ]
+    if prepared.kept != EXPECTED_KEPT or off:
+        console.print("These are not the rows of the published figures: compare arms within this run alone.")
+
+
+def show_results(found: dict[str, Any], console: Console) -> None:
+    """Print detection, conversion and arms."""
+    detection = found["detection"]
+    scores = Table("score", "average precision", "95 % interval", title="detection of wrong labels")
+    scores.add_row("score that flags", _figure(detection["average_precision"]), _ends(detection["ci"]))
+    for name, value in detection["rivals"].items():
+        scores.add_row(name, _figure(value), "")
+    scores.add_row("base rate", _figure(detection["base_rate"]), "")
+    flags = f"{detection['n_flagged']} of {detection['n']} flagged"
+    scores.add_row(f"precision at flagged ({flags})", _figure(detection["precision_at_flagged"]), "")
+    console.print(scores)
+    if (converted := found["conversion"]) is not None:
+        title = f"flagged with a wrong label read as their label ({converted['n']})"
+        shares = Table("picture", "share", "95 % interval", title=title)
+        shares.add_row("before", _figure(converted["before"]), _ends(converted["before_ci"]))
+        shares.add_row("round trip", _figure(converted["roundtrip"]), _ends(converted["roundtrip_ci"]))
+        shares.add_row("after", _figure(converted["conversion"]), _ends(converted["ci"]))
+        console.print(shares)
+    title = f"arms; six: without {SPARSE}; difference: diffinf - arm, over six"
+    arms = Table("arm", "seeds", "accuracy", "balanced, seven", "balanced, six", "difference", title=title)
+    for name, arm in found["arms"].items():
+        measures = ("accuracy", "balanced_accuracy_seven", "balanced_accuracy_six")
+        cells = [_interval(arm.get(measure)) for measure in measures]
+        seeds = f"{len(arm['seeds'])}" + (f" ({arm['diverged']} diverged)" if arm["diverged"] else "")
+        arms.add_row(name, seeds, *cells, _interval(found["diffinf_minus"].get(name)))
+    console.print(arms)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ends(ends: Any) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def _interval(interval: dict[str, Any] | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval['estimate']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def benchmark(dataset: Path, directory: Path, options: argparse.Namespace) -> Run:
+    """Take the prepared dataset all the way, or go on with it."""
+    from diffinf.pipeline import execute
+    from diffinf.workspace import default_preset
+
+    values = {
+        "seed": 0,
+        "data": {"id": "id", "split": "split"},
+        "compare": {"arms": list(ARMS), "seeds": options.seeds},
+    }
+    name = options.preset or default_preset()
+    config = make_config(str(dataset.resolve()), preset_name=name, values=values, overrides=options.set)
+    return execute(config, out=directory)
+
+
+def report(
+    arguments: list[str], options: argparse.Namespace, dataset: Path, prepared: Prepared, run: Run | None
+) -> dict[str, Any]:
+    """What a figure needs to be believed, and the figures."""
+    summary = {} if run is None else read_json(run.summary)
+    return {
+        "command": shlex.join(["python", "benchmarks/fer_noise.py", *shareable(arguments)]),
+        "date": date.today().isoformat(),
+        "hardware": hardware(summary.get("device", "cpu")),
+        "versions": summary.get("versions"),
+        "data": {
+            "file": options.data.name,
+            "sha256": file_sha256(options.data),
+            "prepared_sha256": file_sha256(dataset),
+            "subset": options.subset,
+            "kept": prepared.kept,
+            "disagreement": prepared.disagreement,
+        },
+        "n": {split: sum(found.values()) for split, found in prepared.counts.items()},
+        "n_by_class": prepared.counts,
+        "seed": summary.get("seed"),
+        "settings": None if run is None else shareable(run.config.model_dump(mode="json")),
+        "timings": summary.get("timings"),
+        "results": None if run is None else results(run),
+    }
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--data", type=Path, help="FER2013 with FER+ votes, Parquet, as --build makes it")
+    task.add_argument(
+        "--build", type=Path, nargs=3, metavar=("FER2013_CSV", "FERPLUS_CSV", "OUT"), help="make that file"
+    )
+    parser.add_argument("--subset", default="8k", help="training rows: 8k (default), all, or a number")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("runs/fer-noise"), help="folder for everything")
+    parser.add_argument("--prepare-only", action="store_true", help="write the dataset, print counts, stop")
+    parser.add_argument("--preset", choices=("cpu", "gpu", "tiny"), help="as for `diffinf run`")
+    parser.add_argument("--set", action="append", default=[], metavar="stage.field=value", help="repeatable")
+    parser.add_argument("--json", type=Path, help="report to write (default OUT/SUBSET.json)")
+    return parser.parse_args(arguments)
+
+
+def _subset_size(text: str) -> int | None:
+    if text == "all":
+        return None
+    size = 8000 if text == "8k" else int(text) if text.isdecimal() else 0
+    if size < 1:
+        raise UserError(f"--subset {text}: expected 8k, all or a number of training rows")
+    return size
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build, or prepare, run, print tables, write JSON; a user's mistake is one line and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 140)  # a file has room for the widest table
+    try:
+        if options.build:
+            for fate, count in sorted(build(*options.build).items()):
+                console.print(f"{count:6} {fate}")
+            return
+        dataset = options.out / f"{options.subset}.parquet"
+        prepared = prepare(options.data, dataset, _subset_size(options.subset))
+        show_prepared(prepared, console)
+        run = None if options.prepare_only else benchmark(dataset, options.out / options.subset, options)
+        found = report(arguments, options, dataset, prepared, run)
+        if run is not None:
+            show_results(found["results"], console)
+        if run is not None or options.json:
+            write_json(options.json or options.out / f"{options.subset}.json", found)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
