@@ -32,6 +32,7 @@ from diffinf.influence.flag import calibrated_score, flag
 from diffinf.influence.noise import (
     class_noise_rates,
     confident_joint,
+    label_posterior,
     label_trust,
     refined_joint,
 )

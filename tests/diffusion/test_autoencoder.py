@@ -20,36 +20,58 @@ def code() -> torch.Tensor:
     return torch.randn(3, SPEC.code_size, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_context_is_code_plus_label(autoencoder: DiffusionAutoencoder, code: torch.Tensor) -> None:
-    denoiser, labels = autoencoder.denoiser, torch.tensor([0, 1, 1])
-    expected = denoiser.code_context(code) + denoiser.label_context.weight[labels]
-    torch.testing.assert_close(denoiser.context(code, labels), expected)
+@pytest.fixture
+def shares() -> torch.Tensor:
+    return torch.tensor([[0.9, 0.1], [0.0, 1.0], [0.5, 0.5]])
 
 
-def test_left_out_codes_and_labels_are_the_learned_empty_ones(
+def test_a_code_has_two_parts_with_heads_of_their_own(
     autoencoder: DiffusionAutoencoder, code: torch.Tensor
 ) -> None:
-    denoiser = autoencoder.denoiser
-    assert denoiser.empty_label == len(SPEC.class_names)
-    labels = torch.tensor([0, denoiser.empty_label, 1])
-    of_label = denoiser.label_context.weight[labels]
-    without = denoiser.context(None, labels)
-    torch.testing.assert_close(without, denoiser.empty_code + of_label)
-    keep = torch.tensor([True, False, False])
-    mixed = denoiser.context(code, labels, keep_code=keep)
-    torch.testing.assert_close(mixed[0], denoiser.context(code, labels)[0])
-    torch.testing.assert_close(mixed[1:], without[1:])
-    assert (without - denoiser.context(code, labels)).abs().max() > 0.1
+    encoder = autoencoder.encoder
+    assert SPEC.code_size == SPEC.attribute_size + SPEC.appearance_size == code.shape[1]
+    assert torch.equal(encoder.appearance(code), code[:, SPEC.attribute_size :])
+    other_attribute, other_appearance = code.clone(), code.clone()
+    other_attribute[:, : SPEC.attribute_size] += 1
+    other_appearance[:, SPEC.attribute_size :] += 1
+    assert torch.equal(encoder.attribute(other_appearance), encoder.attribute(code))
+    assert not torch.equal(encoder.attribute(other_attribute), encoder.attribute(code))
+    assert torch.equal(encoder.identity(other_attribute), encoder.identity(code))
+    assert not torch.equal(encoder.identity(other_appearance), encoder.identity(code))
+    assert encoder.attribute(code).shape == (3, len(SPEC.class_names))
 
 
-def test_the_context_changes_what_is_predicted(
-    autoencoder: DiffusionAutoencoder, code: torch.Tensor
+def test_a_context_is_the_appearance_plus_the_labels_by_their_shares(
+    autoencoder: DiffusionAutoencoder, code: torch.Tensor, shares: torch.Tensor
 ) -> None:
+    denoiser, appearance = autoencoder.denoiser, autoencoder.encoder.appearance(code)
+    of_class = denoiser.label_context.weight.T  # (K, W)
+    expected = denoiser.appearance_context(appearance) + shares @ of_class
+    torch.testing.assert_close(denoiser.context(appearance, shares), expected)
+
+
+def test_left_out_appearances_and_labels_are_the_learned_empty_ones(
+    autoencoder: DiffusionAutoencoder, code: torch.Tensor, shares: torch.Tensor
+) -> None:
+    denoiser, appearance = autoencoder.denoiser, autoencoder.encoder.appearance(code)
+    of_appearance, of_label = denoiser.appearance_context(appearance), denoiser.label_context(shares)
+    whole = denoiser.context(appearance, shares)
+    keep_appearance, keep_label = torch.tensor([True, False, False]), torch.tensor([True, True, False])
+    context = denoiser.context(appearance, shares, keep_appearance, keep_label)
+    torch.testing.assert_close(context[0], whole[0])
+    torch.testing.assert_close(context[1], denoiser.empty_appearance + of_label[1])
+    torch.testing.assert_close(context[2], denoiser.empty_appearance + denoiser.empty_label)
+    without_label = denoiser.context(appearance, shares, keep_label=torch.zeros(3, dtype=torch.bool))
+    torch.testing.assert_close(without_label, of_appearance + denoiser.empty_label)
+    assert (context - whole)[1:].abs().amax(1).min() > 0.1
+
+
+def test_the_context_changes_what_is_predicted(autoencoder: DiffusionAutoencoder, code: torch.Tensor) -> None:
     noisy = torch.randn(3, SPEC.latent_channels, 4, 4, generator=torch.Generator().manual_seed(1))
     t = torch.full((3,), 500)
-    denoiser = autoencoder.denoiser
-    smile, calm = (
-        denoiser(noisy, t, denoiser.context(code, torch.full((3,), k))) for k in (1, 0)
+    denoiser, appearance = autoencoder.denoiser, autoencoder.encoder.appearance(code)
+    calm, smile = (
+        denoiser(noisy, t, denoiser.context(appearance, torch.eye(2)[k].expand(3, -1))) for k in (0, 1)
     )
     assert smile.shape == noisy.shape
     assert (smile - calm).abs().max() > 1e-3
@@ -119,9 +141,9 @@ def test_what_is_saved_is_loaded_to_half_precision(autoencoder: DiffusionAutoenc
     torch.testing.assert_close(loaded.alphas_cumprod, autoencoder.alphas_cumprod)  # not among the weights
     images = pictures(4, 5)
     latents = autoencoder.to_latents(images)
-    t, labels = torch.full((4,), 300), torch.tensor([0, 1, 2, 0])
+    t, shares = torch.full((4,), 300), torch.eye(2)[[0, 1, 1, 0]]
     outputs = [
-        model.denoiser(latents, t, model.denoiser.context(model.encoder(latents), labels))
+        model.denoiser(latents, t, model.denoiser.context(model.encoder(latents)[:, 3:], shares))
         for model in (autoencoder, loaded)
     ]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0.02)
@@ -181,7 +203,8 @@ def test_another_format_version_is_refused(copy: Path, version: object) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"code_size": 9},
+        {"appearance_size": 6},
+        {"attribute_size": 4},
         {"class_names": ["calm", "smile", "frown"]},
         {"unet_channels": [32, 96]},
         {"latent_channels": 12},
@@ -201,15 +224,15 @@ def test_a_field_too_many_or_too_few_is_refused(copy: Path) -> None:
     change_specification(copy, colour=1)
     with pytest.raises(UserError, match="colour"):
         DiffusionAutoencoder.load(copy)
-    change_specification(copy, colour=None, code_size=None)
-    with pytest.raises(UserError, match="code_size"):
+    change_specification(copy, colour=None, attribute_size=None)
+    with pytest.raises(UserError, match="attribute_size"):
         DiffusionAutoencoder.load(copy)
 
 
 @pytest.mark.xfail(
     strict=True, raises=(ValueError, TypeError), reason="the network is built outside of the error handling"
 )
-@pytest.mark.parametrize("changes", [{"unet_channels": [20, 40]}, {"code_size": "8"}], ids=str)
+@pytest.mark.parametrize("changes", [{"unet_channels": [20, 40]}, {"attribute_size": "3"}], ids=str)
 def test_a_specification_that_no_network_can_have_is_refused(copy: Path, changes: dict[str, Any]) -> None:
     change_specification(copy, **changes)
     with pytest.raises(UserError):

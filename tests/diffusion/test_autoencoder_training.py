@@ -1,4 +1,4 @@
-"""Training the autoencoder: it learns, can be killed, and hears labels only as far as they are trusted."""
+"""Training the autoencoder: it learns, can be killed, and hears labels only where it is told to."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion import train
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.diffusion.train import CHECKPOINT, label_keep_probability, train_autoencoder
+from diffinf.diffusion.train import CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
 from diffusion.tiny_autoencoder import pictures
 
 N = 24
 IMAGES = pictures(N, 0)
-LABELS = torch.arange(N) % 2
+SHARES = torch.eye(2)[torch.arange(N) % 2]
 PERSONS = torch.arange(N) // 4
 CPU = torch.device("cpu")
 
@@ -30,7 +30,8 @@ def settings(**changes: Any) -> AutoencoderConfig:
     return AutoencoderConfig(
         **{
             "latent_channels": 8,
-            "code_size": 8,
+            "attribute_size": 3,
+            "appearance_size": 5,
             "unet_channels": [32, 64],
             "steps": 7,
             "batch_size": 8,
@@ -45,15 +46,13 @@ def train_here(
     directory: Path,
     config: AutoencoderConfig,
     *,
-    labels: Tensor = LABELS,
-    trust: float = 1.0,
+    shares: Tensor = SHARES,
     persons: Tensor | None = PERSONS,
     seed: int = 0,
 ) -> DiffusionAutoencoder:
     return train_autoencoder(
         IMAGES,
-        labels,
-        torch.full((N,), trust),
+        shares,
         persons,
         config,
         class_names=("calm", "smile"),
@@ -72,11 +71,6 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_labels_are_kept_as_far_as_they_are_better_than_a_coin() -> None:
-    trust = torch.tensor([0.0, 0.3, 0.5, 0.6, 0.75, 1.0])
-    torch.testing.assert_close(label_keep_probability(trust), torch.tensor([0, 0, 0, 0.2, 0.5, 1]))
-
-
 def test_training_lowers_the_loss_and_writes_what_it_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +80,7 @@ def test_training_lowers_the_loss_and_writes_what_it_returns(
     history = metrics["history"]
     assert history[-1]["v"] < 0.95 < history[0]["v"]  # predicting nothing at all costs 1
     assert history[-1]["loss"] < history[0]["loss"]
-    assert {"loss", "v", "attribute", "identity"} <= metrics["last"].keys()
+    assert {"loss", "v", "attribute", "adversary", "identity"} <= metrics["last"].keys()
     assert metrics["n"] == N and metrics["last"]["step"] == 36
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "autoencoder.json",
@@ -123,13 +117,28 @@ def test_a_killed_training_writes_identical_weights(tmp_path: Path, monkeypatch:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
-def test_only_trusted_labels_are_heard(tmp_path: Path) -> None:
-    short = settings(steps=2, label_dropout=0.0)
-    for trust in (0.0, 1.0):
-        for name, labels in (("as-is", LABELS), ("swapped", 1 - LABELS)):
-            train_here(tmp_path / f"{name}-{trust}", short, labels=labels, trust=trust, persons=None)
-    assert equal(weights(tmp_path / "as-is-0.0"), weights(tmp_path / "swapped-0.0"))
-    assert not equal(weights(tmp_path / "as-is-1.0"), weights(tmp_path / "swapped-1.0"))
+def test_labels_are_heard_by_the_denoiser_and_the_heads_alone(tmp_path: Path) -> None:
+    deaf = {"label_dropout": 1.0, "attribute_weight": 0.0, "adversary_weight": 0.0}
+    parts: list[tuple[str, dict[str, float]]] = [
+        ("none", deaf),
+        ("denoiser", {**deaf, "label_dropout": 0.0}),
+        ("attribute", {**deaf, "attribute_weight": 1.0}),
+        ("adversary", {**deaf, "adversary_weight": 1.0}),
+    ]
+    for name, changes in parts:
+        config = settings(steps=2, **changes)
+        for side, shares in (("as-is", SHARES), ("swapped", SHARES.flip(1))):
+            train_here(tmp_path / name / side, config, shares=shares, persons=None)
+        same = equal(weights(tmp_path / name / "as-is"), weights(tmp_path / name / "swapped"))
+        assert same == (name == "none"), name
+
+
+def test_the_adversary_turns_the_encoder_away() -> None:
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    turned = train._Reversed.apply(x)
+    assert torch.equal(turned, x)
+    (gradient,) = torch.autograd.grad((turned * torch.tensor([3.0, 5.0])).sum(), x)
+    assert torch.equal(gradient, torch.tensor([-3.0, -5.0]))
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:

@@ -69,6 +69,19 @@ def test_the_same_images_in_another_order_give_the_same_latents() -> None:
     torch.testing.assert_close(stage.encode(some), again.encode(some), rtol=0, atol=1e-4)
 
 
+@pytest.mark.xfail(
+    strict=True, reason="the sign is that of the sum, which rounding decides for antisymmetric components"
+)
+def test_signs_do_not_hang_on_rounding() -> None:
+    images = pictures(30, 0)
+    images = torch.cat([images, images.flip(3)])  # every other component is antisymmetric: its sum is zero
+    stage = FirstStage.fit(images, 16)
+    for seed in range(4):
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+        again = FirstStage.fit(images[order], 16)
+        torch.testing.assert_close(again.basis, stage.basis, rtol=0, atol=1e-3)
+
+
 def test_pictures_of_one_colour_are_no_problem() -> None:
     images = torch.full((10, 1, 8, 8), 90, dtype=torch.uint8)
     stage = FirstStage.fit(images, 16)
@@ -81,7 +94,8 @@ def test_pictures_of_one_colour_are_no_problem() -> None:
         2000,
         4000,
         pytest.param(
-            3999, marks=pytest.mark.xfail(strict=True, reason="the stride is rounded down: all 3999 are taken")
+            3999,
+            marks=pytest.mark.xfail(strict=True, reason="the stride is rounded down: all 3999 are taken"),
         ),
     ],
 )

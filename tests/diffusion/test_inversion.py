@@ -132,9 +132,7 @@ def test_the_network_is_asked_once_a_step_at_the_noisier_level() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    timesteps=st.integers(1, 1200), share=st.floats(0, 1), depth=st.floats(0, 1, exclude_min=True)
-)
+@given(timesteps=st.integers(1, 1200), share=st.floats(0, 1), depth=st.floats(0, 1, exclude_min=True))
 def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share: float, depth: float) -> None:
     steps = max(1, round(share * timesteps))
     grid = timestep_grid(timesteps, steps, depth)
@@ -145,7 +143,9 @@ def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share:
 
 
 @pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="neither refused nor bounded: repair.diffusion_steps has no maximum"
+    strict=True,
+    raises=IndexError,
+    reason="neither refused nor bounded: repair.diffusion_steps has no maximum",
 )
 def test_more_steps_than_noise_levels_are_refused_or_bounded() -> None:
     from pydantic import ValidationError

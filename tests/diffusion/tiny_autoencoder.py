@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,8 @@ SPEC = AutoencoderSpec(
     image_channels=1,
     image_size=16,
     latent_channels=16,
-    code_size=8,
+    attribute_size=3,
+    appearance_size=5,
     unet_channels=(32, 64),
     unet_layers=1,
     identity_size=4,
@@ -31,15 +30,14 @@ def pictures(n: int, seed: int, *, size: int = 16, channels: int = 1) -> Tensor:
     return (smooth + noise).clamp(0, 255).to(torch.uint8)
 
 
-def make_autoencoder(seed: int = 0, **changes: object) -> DiffusionAutoencoder:
+def make_autoencoder() -> DiffusionAutoencoder:
     """Return an untrained autoencoder (its first stage is fitted) whose code statistics are not trivial."""
-    spec = replace(SPEC, **changes)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = DiffusionAutoencoder(spec)
-        torch.nn.init.normal_(model.denoiser.empty_code)  # as if learned
+        torch.manual_seed(0)
+        model = DiffusionAutoencoder(SPEC)
+        for empty in (model.denoiser.empty_appearance, model.denoiser.empty_label):
+            torch.nn.init.normal_(empty)  # as if learned
         model.code_mean.normal_()
         model.code_std.uniform_(0.5, 2)
-    images = pictures(64, 7, size=spec.image_size, channels=spec.image_channels)
-    model.first_stage = FirstStage.fit(images, spec.latent_channels)
+    model.first_stage = FirstStage.fit(pictures(64, 7), SPEC.latent_channels)
     return model.eval().requires_grad_(False)

@@ -139,6 +139,11 @@ def test_norms(name: str) -> None:
     assert_exact(model, *data(4, 3, 8, 8))
 
 
+def test_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), Pool(4))
+    assert_exact(shaken(model).to(memory_format=torch.channels_last), *data(4, 3, 8, 8))
+
+
 def test_batch_norm_with_a_mean_far_from_zero_stays_exact() -> None:
     model = shaken(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), Pool(6)))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The edit: the guidance rule, taking apart, decoding under two contexts."""
+"""The edit: the guidance rule, taking apart, decoding under two contexts, keeping what was not edited."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode
-from diffinf.repair.edit import Inverted, decode_edit, negative_guidance, take_apart
+from diffinf.repair.edit import Inverted, decode_edit, keep_unchanged, negative_guidance, take_apart
 from diffusion.tiny_autoencoder import pictures
 
 IMAGES = pictures(3, 11)
-ASSIGNED, APPEARS = torch.tensor([0, 1, 0]), torch.tensor([1, 0, 1])
+ASSIGNED = torch.tensor([0, 1, 0])
+SHOWN = torch.tensor([[0.1, 0.9], [1.0, 0.0], [0.3, 0.7]])
 
 
 def settings(**changes: object) -> RepairConfig:
@@ -22,7 +23,7 @@ def settings(**changes: object) -> RepairConfig:
 
 @pytest.fixture(scope="module")
 def apart(autoencoder: DiffusionAutoencoder) -> Inverted:
-    return take_apart(autoencoder, IMAGES, APPEARS, settings())
+    return take_apart(autoencoder, IMAGES, SHOWN, settings())
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_taking_apart_gives_normalised_codes_and_a_round_trip(
 
 def test_the_round_trip_gets_better_with_more_steps(autoencoder: DiffusionAutoencoder) -> None:
     errors = [
-        (take_apart(autoencoder, IMAGES, APPEARS, settings(diffusion_steps=steps)).roundtrip.float() - IMAGES)
+        (take_apart(autoencoder, IMAGES, SHOWN, settings(diffusion_steps=steps)).roundtrip.float() - IMAGES)
         .abs()
         .mean()
         .item()
@@ -71,7 +72,7 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
     def away(strength: float) -> int:
-        edited = decode_edit(autoencoder, apart, moved, ASSIGNED, APPEARS, strength, settings())
+        edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, settings())
         return int((edited.int() - apart.roundtrip.int()).abs().max())
 
     assert away(1e-6) <= 1  # one grey level of rounding
@@ -80,15 +81,13 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
 
 
 @pytest.mark.parametrize(("strength", "guidance"), [(1.0, 0.0), (1.0, 2.0), (0.5, 2.0)])
-def test_the_edit_is_guided_away_from_the_code_and_label_as_they_were(
+def test_the_edit_is_guided_away_from_what_the_image_shows(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor, strength: float, guidance: float
 ) -> None:
-    def context(code: Tensor, labels: Tensor) -> Tensor:
-        raw = code * autoencoder.code_std + autoencoder.code_mean
-        return autoencoder.denoiser.context(raw, labels)
-
-    positive = context((1 - strength) * apart.code + strength * moved, ASSIGNED)
-    negative = context(apart.code, APPEARS)
+    raw = ((1 - strength) * apart.code + strength * moved) * autoencoder.code_std + autoencoder.code_mean
+    appearance = autoencoder.encoder.appearance(raw)
+    positive = autoencoder.denoiser.context(appearance, torch.eye(2)[ASSIGNED])
+    negative = autoencoder.denoiser.context(appearance, SHOWN)
     pull = strength * (1 + guidance)  # weight of the step from the negative to the positive prediction
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
@@ -96,23 +95,68 @@ def test_the_edit_is_guided_away_from_the_code_and_label_as_they_were(
         return away + pull * (autoencoder.denoiser(noisy, t, positive) - away)
 
     expected = autoencoder.to_images(decode(autoencoder, apart.noisy, predict, steps=3, depth=0.5))
-    edited = decode_edit(
-        autoencoder, apart, moved, ASSIGNED, APPEARS, strength, settings(guidance=guidance)
-    )
+    edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, settings(guidance=guidance))
     assert (edited.int() - expected.int()).abs().max() <= 1
 
 
-def test_with_one_context_nothing_is_edited(autoencoder: DiffusionAutoencoder, apart: Inverted) -> None:
-    edited = decode_edit(
-        autoencoder, apart, apart.code, APPEARS, APPEARS, 1.0, settings(guidance=5.0)
-    )
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_where_the_image_shows_its_label_nothing_is_edited(
+    autoencoder: DiffusionAutoencoder, strength: float
+) -> None:
+    shown = torch.eye(2)[ASSIGNED]
+    apart = take_apart(autoencoder, IMAGES, shown, settings())
+    edited = decode_edit(autoencoder, apart, apart.code, ASSIGNED, shown, strength, settings(guidance=5.0))
     assert (edited.int() - apart.roundtrip.int()).abs().max() <= 1
 
 
 def test_samples_of_a_batch_do_not_touch_each_other(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
-    together = decode_edit(autoencoder, apart, moved, ASSIGNED, APPEARS, 1.0, settings())
+    together = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, 1.0, settings())
     one = Inverted(apart.code[1:2], apart.noisy[1:2], apart.roundtrip[1:2])
-    alone = decode_edit(autoencoder, one, moved[1:2], ASSIGNED[1:2], APPEARS[1:2], 1.0, settings())
+    alone = decode_edit(autoencoder, one, moved[1:2], ASSIGNED[1:2], SHOWN[1:2], 1.0, settings())
     assert (together[1:2].int() - alone.int()).abs().max() <= 1
+
+
+SOURCE = pictures(2, 3, size=32, channels=3).clamp(40, 180)
+
+
+def with_patch(images: Tensor, change: int) -> Tensor:
+    """Return the images with their left third brighter."""
+    changed = images.clone()
+    changed[:, :, :, :10] += change
+    return changed
+
+
+def test_without_an_edit_the_original_is_kept_bit_by_bit() -> None:
+    roundtrip = SOURCE.flip(0)  # however bad the round trip is
+    assert torch.equal(keep_unchanged(SOURCE, roundtrip, roundtrip, settings()), SOURCE)
+
+
+def test_a_local_edit_replaces_its_own_pixels_alone() -> None:
+    edited = with_patch(SOURCE, 60)
+    result = keep_unchanged(SOURCE, SOURCE, edited, settings())
+    assert result.dtype == torch.uint8
+    assert torch.equal(result[..., :8], edited[..., :8])
+    assert torch.equal(result[..., 14:], SOURCE[..., 14:])
+
+
+def test_the_tint_of_the_round_trip_is_taken_out_of_the_edit() -> None:
+    roundtrip = SOURCE - 12
+    edited = with_patch(roundtrip, 60)
+    result = keep_unchanged(SOURCE, roundtrip, edited, settings())
+    assert (result[..., :8].int() - (SOURCE[..., :8].int() + 60)).abs().max() <= 1
+    assert torch.equal(result[..., 14:], SOURCE[..., 14:])
+
+
+def test_small_differences_are_blended_in_by_their_size() -> None:
+    # A change of 6 grey levels is 6 / 127.5 in [0, 2].
+    share = 6 / 127.5 / 0.12
+    result = keep_unchanged(SOURCE, SOURCE, SOURCE + 6, settings(blend_difference=0.12))
+    assert (result.float() - SOURCE.float() - 6 * share).abs().max() <= 0.5 + 1e-3
+
+
+def test_blending_clamps_and_does_not_wrap() -> None:
+    white = torch.full((1, 1, 16, 16), 255, dtype=torch.uint8)
+    grey = torch.full((1, 1, 16, 16), 100, dtype=torch.uint8)
+    assert torch.equal(keep_unchanged(white, grey, grey + 100, settings()), white)

@@ -212,8 +212,8 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row (n, m), (n, m) -> (n,), without the temporary of a product."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).view(-1)
+    """Row by row (n, m), (n, m) -> (n,). Overwrites `a`."""
+    return a.mul_(b).sum(1)
 
 
 def _in_chunks(batch: int, per_sample: int, device: torch.device, norm: Callable[[slice], Tensor]) -> Tensor:
@@ -293,5 +293,4 @@ def _direct_norm(calls: Sequence[Call], rows: slice) -> Tensor:
     total = calls[0].gradient(rows)
     for call in calls[1:]:
         total = total + call.gradient(rows)
-    flat = total.reshape(total.shape[0], -1)
-    return _dot(flat, flat)
+    return torch.linalg.vector_norm(total.reshape(total.shape[0], -1), dim=1).square()

@@ -162,6 +162,10 @@ def batch_norm(
     parts: Parts = []
 
     def of_weight(delta: Tensor) -> Piece:
+        if input.ndim == 4 and not input.is_contiguous():
+            # Channels last: the folding below would transpose both arrays first.
+            spread = (input - mean[:, None, None]).mul_(delta).sum((2, 3))
+            return Gradient(spread * (variance + eps).rsqrt())
         # The library's fused backward, with the samples laid side by side as channels: one pass over the
         # arrays, and no cancellation where a channel's mean is large against its spread.
         folded = (1, batch * input.shape[1], *input.shape[2:])
