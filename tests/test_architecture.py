@@ -29,9 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "config": {"errors"},
     "run": {"errors", "config"},
-    "evaluate": {
-        "errors"
-    },  # arrays in, dataclasses out
+    "evaluate": {"errors"},  # arrays in, dataclasses out
     **{
         room: SHARED | set(ORDER[:index]) | ({"evaluate"} if index > ORDER.index("classify") else set())
         for index, room in enumerate(ORDER)

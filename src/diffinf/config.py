@@ -90,11 +90,10 @@ class AutoencoderConfig(StageConfig):
     weights: Path | Literal["rendered"] | None = Field(
         None, description="folder of trained weights, or the shipped ones for rendered faces; none: train"
     )
-    latent_channels: int = Field(
-        16,
-        ge=1,
-        le=48,
-        description="channels of a latent, at most 16 per image channel; its sides are a quarter",
+    patch_size: int = Field(4, ge=2, description="side of the patches that become one position of a latent")
+    latent_channels: int = Field(16, ge=1, description="channels of a latent, at most patch_size^2 per image channel")
+    whitening: float = Field(
+        0.5, ge=0, le=1, description="0: channels keep their spread; 1: all have the same; between: in between"
     )
     attribute_size: int = Field(16, ge=1, description="part of the semantic code that carries the attribute")
     appearance_size: int = Field(

@@ -7,9 +7,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.influence.ghost import squared_gradient_norms
 from diffinf.training.loop import worker_count
 from diffinf.workspace import resolve_device
+
+if TYPE_CHECKING:
+    from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 
 _TIMED_STEPS = 6
 
@@ -54,6 +58,7 @@ class _Timing:
 
     def __init__(self, config: RunConfig, dataset: FaceDataset) -> None:
         self.config, self.dataset = config, dataset
+        self._steps: dict[int | None, float] = {}
         self.device = resolve_device(config.device)
         self.n = len(dataset.rows("train"))
         self.workers = worker_count(config.compare.workers) if self.device.type == "cpu" else 1
@@ -95,10 +100,27 @@ class _Timing:
         if self.config.autoencoder.weights is not None:
             return [("trained weights: nothing to train", 0.0)]
         steps = self.config.autoencoder.steps
-        return [(f"{steps} steps of the denoiser", steps * self._autoencoder_step())]
+        return [(f"{steps} steps of the denoiser", steps * self._autoencoder[0])]
 
     def repair(self) -> Rows:
-        return [("", 0.0)]
+        config, steps = self.config.repair, self.config.classifier.steps
+        share = self.config.influence.share
+        flagged = round(self.n * (self.config.influence.max_share if share is None else share))
+        step = self._step(threads=1 if self.device.type == "cpu" else None)
+        apart, decode = self._edit()
+        decodes = (1 + len(config.strengths)) / 2  # one strength at best, all of them at worst
+        rounds = -(-config.judge_folds // self.workers)
+        judges = f"judge of {config.judge_folds} folds, {steps} steps each"
+        rows = [
+            (
+                f"up to {flagged} edits of {config.diffusion_steps} steps",
+                flagged * (apart + decodes * decode),
+            ),
+            (judges, rounds * steps * step),
+        ]
+        if self.dataset.identities is not None:
+            rows.append((f"identity embedder, {steps} steps", steps * step))
+        return rows
 
     def compare(self) -> Rows:
         config = self.config.compare
@@ -123,7 +145,9 @@ class _Timing:
         return images, torch.arange(count) % self.spec.num_classes
 
     def _step(self, threads: int | None) -> float:
-        """Seconds of one optimisation step of the classifier, the median of some."""
+        """Seconds of one optimisation step of the classifier, the median of some; timed once."""
+        if threads in self._steps:
+            return self._steps[threads]
         config = self.config.classifier.model_copy(update={"steps": _TIMED_STEPS + 1, "checkpoint": None})
         images, labels = self._pictures(config.batch_size)
         stamps: list[float] = []
@@ -139,7 +163,8 @@ class _Timing:
                 progress=False,
                 on_step=lambda _: stamps.append(time.perf_counter()),
             )
-        return statistics.median(b - a for a, b in pairwise(stamps))
+        self._steps[threads] = statistics.median(b - a for a, b in pairwise(stamps))
+        return self._steps[threads]
 
     def _gradient(self) -> float:
         """Seconds of one sample's squared gradient norm."""
@@ -154,8 +179,9 @@ class _Timing:
             seconds.append(time.perf_counter() - start)
         return min(seconds) / len(images)  # the first ones compile and verify
 
-    def _autoencoder_step(self) -> float:
-        """Seconds of one step of the autoencoder: two short trainings, their difference."""
+    @cached_property
+    def _autoencoder(self) -> tuple[float, DiffusionAutoencoder]:
+        """Seconds of one training step of the autoencoder (two short trainings, their difference), and one."""
         from diffinf.diffusion.train import train_autoencoder
 
         images, labels = self._pictures(2 * self.config.autoencoder.batch_size)
@@ -164,7 +190,7 @@ class _Timing:
             config = self.config.autoencoder.model_copy(update={"steps": steps})
             with tempfile.TemporaryDirectory() as folder, _silence():
                 start = time.perf_counter()
-                train_autoencoder(
+                model = train_autoencoder(
                     images,
                     one_hot(labels, self.spec.num_classes),
                     None,
@@ -175,7 +201,24 @@ class _Timing:
                     directory=Path(folder),
                 )
                 seconds.append(time.perf_counter() - start)
-        return max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS
+        return max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS, model
+
+    def _edit(self) -> tuple[float, float]:
+        """Seconds to take one flagged image apart, and to decode it once, spread over the workers."""
+        from diffinf.repair.edit import decode_edit, take_apart
+
+        config, model = self.config.repair, self._autoencoder[1]
+        images, labels = self._pictures(config.batch_size)
+        images, labels = images.to(self.device), labels.to(self.device)
+        with _threads(1 if self.device.type == "cpu" else None):
+            start = time.perf_counter()
+            shown = one_hot(labels, self.spec.num_classes).float()
+            parts = take_apart(model, images, shown, config)
+            middle = time.perf_counter()
+            decode_edit(model, parts, parts.code, labels, shown, 1.0, config).cpu()
+            end = time.perf_counter()
+        each = len(images) * self.workers
+        return (middle - start) / each, (end - middle) / each
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_what_was_inverted_is_decoded_ever_better_with_more_steps(clean: Tensor,
         noisy = invert(MODEL, clean, exact_v, steps=steps, depth=depth)
         back = decode(MODEL, noisy, exact_v, steps=steps, depth=depth)
         errors.append((back - clean).abs().max().item())
-    assert all(later < 0.7 * earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
+    assert all(later < 0.7 * earlier for earlier, later in pairwise(errors)), errors
     assert errors[-1] < 0.1
 
 
@@ -138,7 +139,7 @@ def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share:
     grid = timestep_grid(timesteps, steps, depth)
     assert len(grid) == steps
     assert grid[-1] == max(steps, round(depth * timesteps)) - 1 < timesteps
-    gaps = [later - earlier for earlier, later in zip([-1, *grid], grid, strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise([-1, *grid])]
     assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 2
 
 

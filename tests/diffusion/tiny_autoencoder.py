@@ -12,6 +12,7 @@ SPEC = AutoencoderSpec(
     class_names=("calm", "smile"),
     image_channels=1,
     image_size=16,
+    patch_size=4,
     latent_channels=16,
     attribute_size=3,
     appearance_size=5,
@@ -39,5 +40,5 @@ def make_autoencoder() -> DiffusionAutoencoder:
             torch.nn.init.normal_(empty)  # as if learned
         model.code_mean.normal_()
         model.code_std.uniform_(0.5, 2)
-    model.first_stage = FirstStage.fit(pictures(64, 7), SPEC.latent_channels)
+    model.first_stage = FirstStage.fit(pictures(64, 7), SPEC.latent_channels, SPEC.patch_size)
     return model.eval().requires_grad_(False)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from diffinf.diffusion.first_stage import PATCH, FirstStage
+from diffinf.diffusion.first_stage import FirstStage
 from diffinf.errors import UserError
 from diffinf.run import load_tensors, save_tensors, write_json
 
@@ -30,6 +30,7 @@ class AutoencoderSpec:
     class_names: tuple[str, ...]
     image_channels: int
     image_size: int
+    patch_size: int
     latent_channels: int
     attribute_size: int
     appearance_size: int
@@ -97,7 +98,7 @@ class Denoiser(nn.Module):
         channels = spec.unet_channels
         plain = len(channels) - 1
         self.unet = UNet2DModel(
-            sample_size=spec.image_size // PATCH,
+            sample_size=spec.image_size // spec.patch_size,
             in_channels=spec.latent_channels,
             out_channels=spec.latent_channels,
             block_out_channels=channels,
@@ -152,7 +153,7 @@ class DiffusionAutoencoder(nn.Module):
         """Build an untrained autoencoder; `train_autoencoder` or `load` gives a useful one."""
         super().__init__()
         self.spec = spec
-        self.first_stage = FirstStage(spec.image_channels, spec.latent_channels)
+        self.first_stage = FirstStage(spec.image_channels, spec.latent_channels, spec.patch_size)
         self.encoder = SemanticEncoder(spec)
         self.denoiser = Denoiser(spec)
         betas = torch.linspace(1e-4, 0.02, spec.timesteps, dtype=torch.float64)

@@ -14,24 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PATCH = 4
-
 
 class FirstStage(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/4, W/4) of zero mean, and back."""
 
-    def __init__(self, image_channels: int, latent_channels: int) -> None:
+    def __init__(self, image_channels: int, latent_channels: int, patch: int) -> None:
         """Build a first stage of the right shape; `fit` gives a useful one."""
         super().__init__()
-        self.register_buffer("basis", torch.zeros(latent_channels, image_channels, PATCH, PATCH))
-        self.register_buffer("mean", torch.zeros(1, image_channels, PATCH, PATCH))
+        self.patch = patch
+        self.register_buffer("basis", torch.zeros(latent_channels, image_channels, patch, patch))
+        self.register_buffer("mean", torch.zeros(1, image_channels, patch, patch))
         self.register_buffer("scale", torch.ones(1, latent_channels, 1, 1))
         self.basis: Tensor
         self.mean: Tensor
         self.scale: Tensor
 
     @classmethod
-    def fit(cls, images: Tensor, latent_channels: int) -> Self:
+    def fit(cls, images: Tensor, latent_channels: int, patch: int, whitening: float = 0.5) -> Self:
         """Return the first stage fitted to uint8 images (N, C, H, W), H and W multiples of 4.
 
         Args:
@@ -39,7 +38,7 @@ class FirstStage(nn.Module):
             latent_channels: components kept, at most 16·C.
         """
         sample = images[:: max(1, len(images) // 2000)].double() / 127.5 - 1
-        patches = F.unfold(sample, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)  # (M, 16·C)
+        patches = F.unfold(sample, patch, stride=patch).transpose(1, 2).flatten(0, 1)  # (M, 16·C)
         mean = patches.mean(0)
         covariance = torch.cov(patches.T)
         variance, vectors = torch.linalg.eigh(covariance)
@@ -47,21 +46,21 @@ class FirstStage(nn.Module):
         basis = vectors.flip(1)[:, :latent_channels].T  # (L, 16·C)
         # The sign of an eigenvector is arbitrary: fix it, so that the same images give the same latents everywhere.
         basis = basis * torch.where(basis.sum(1, keepdim=True) < 0, -1.0, 1.0)
-        stage = cls(images.shape[1], latent_channels)
+        stage = cls(images.shape[1], latent_channels, patch)
         stage.basis.copy_(basis.view_as(stage.basis))
         stage.mean.copy_(mean.view_as(stage.mean))
         # Half-way to white: fully white latents would spend the denoiser on the faintest texture, raw ones on shading.
-        scale = variance.sqrt().sqrt()
+        scale = variance.sqrt() ** whitening
         scaled_variance = (variance / scale.square()).mean()
         stage.scale.copy_((scale * scaled_variance.sqrt()).view_as(stage.scale))
         return stage
 
     def encode(self, images: Tensor) -> Tensor:
         """Return latents (B, L, H/4, W/4) of images (B, C, H, W) in [-1, 1]."""
-        tiles = (images.shape[2] // PATCH, images.shape[3] // PATCH)
-        return F.conv2d(images - self.mean.tile(tiles), self.basis, stride=PATCH) / self.scale
+        tiles = (images.shape[2] // self.patch, images.shape[3] // self.patch)
+        return F.conv2d(images - self.mean.tile(tiles), self.basis, stride=self.patch) / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, C, H, W); values may leave [-1, 1] slightly."""
         tiles = (latents.shape[2], latents.shape[3])
-        return F.conv_transpose2d(latents * self.scale, self.basis, stride=PATCH) + self.mean.tile(tiles)
+        return F.conv_transpose2d(latents * self.scale, self.basis, stride=self.patch) + self.mean.tile(tiles)

@@ -77,6 +77,7 @@ def train_autoencoder(
         class_names=class_names,
         image_channels=images.shape[1],
         image_size=images.shape[2],
+        patch_size=config.patch_size,
         latent_channels=config.latent_channels,
         attribute_size=config.attribute_size,
         appearance_size=config.appearance_size,
@@ -87,7 +88,7 @@ def train_autoencoder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = DiffusionAutoencoder(spec)
-    model.first_stage = FirstStage.fit(images, config.latent_channels)
+    model.first_stage = FirstStage.fit(images, config.latent_channels, config.patch_size, config.whitening)
     model.to(device)
     material = _Material(_latents(model, images), _latents(model, images.flip(3)), shares.float(), identities)
     history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)

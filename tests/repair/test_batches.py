@@ -1,0 +1,168 @@
+"""The passes over flagged samples: which attempt is kept, what is tried again, resumption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffinf.classify.crossfit import write_material
+from diffinf.classify.model import ClassifierSpec, create_classifier, save_classifier
+from diffinf.config import RepairConfig
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.repair import batches
+from diffinf.repair.batches import REASONS, run_batches
+from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.gate import Verdict
+from diffinf.run import write_json
+from diffusion.tiny_autoencoder import pictures
+
+CPU = torch.device("cpu")
+CONFIG = RepairConfig(diffusion_steps=2, batch_size=2, strengths=[1.0, 0.75, 0.5], depth=0.5)
+IMAGES = pictures(5, 21)
+LABELS = torch.tensor([0, 1, 0, 1, 0])
+SHOWN = torch.eye(2)[1 - LABELS]
+# What the gate says to each attempt at each sample.
+SCRIPT = [[""], ["identity", ""], ["identity", "influence", "identity"], ["judge"], ["influence", "judge"]]
+
+
+class ScriptedGate:
+    """Finds what the script says; samples tell who they are by their fold."""
+
+    def __init__(self) -> None:
+        self.attempts = [0] * 5
+
+    def check(
+        self,
+        originals: Tensor,
+        edited: Tensor,
+        labels: Tensor,
+        judge_fold: Tensor,
+        score_fold: Tensor,
+        roundtrip_error: Tensor,
+    ) -> Verdict:
+        who = judge_fold.tolist()
+        assert torch.equal(originals, IMAGES[who]) and torch.equal(labels, LABELS[who])
+        assert torch.equal(score_fold, judge_fold + 10)
+        reasons = []
+        for sample in who:
+            reasons.append(SCRIPT[sample][self.attempts[sample]])
+            self.attempts[sample] += 1
+        found = torch.tensor([sample + self.attempts[sample] / 10 for sample in who])
+        return Verdict(reasons, found, found + 100, found + 200)
+
+
+@pytest.fixture
+def moved(autoencoder: DiffusionAutoencoder) -> Tensor:
+    parts = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
+    return parts.code + torch.randn(parts.code.shape, generator=torch.Generator().manual_seed(0))
+
+
+def run(scratch: Path, function: str) -> dict[str, Tensor]:
+    return run_batches(
+        function,
+        scratch,
+        5,
+        config=CONFIG,
+        device=CPU,
+        workers=1,
+        description="batches",
+        settings={"autoencoder": "tiny"},
+    )
+
+
+@pytest.fixture
+def scratch(
+    tmp_path: Path, autoencoder: DiffusionAutoencoder, moved: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.setattr(batches, "_autoencoder", lambda directory, device: autoencoder)
+    fold = torch.arange(5)
+    material: dict[str, Any] = {"images": IMAGES, "labels": LABELS, "shown": SHOWN, "code": moved}
+    write_material(tmp_path / "material", **material, judge_fold=fold, score_fold=fold + 10)
+    return tmp_path
+
+
+def test_batches_are_taken_apart_as_one(scratch: Path, autoencoder: DiffusionAutoencoder) -> None:
+    found = run(scratch, "take_apart_job")
+    whole = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
+    torch.testing.assert_close(found["code"], whole.code, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["noisy"], whole.noisy, rtol=1e-3, atol=1e-4)
+    assert (found["roundtrip"].int() - whole.roundtrip.int()).abs().max() <= 1
+    error = (found["roundtrip"].double() - IMAGES.double()).abs().mean((1, 2, 3)) / 127.5
+    torch.testing.assert_close(found["error"].double(), error)
+
+
+def test_the_strongest_edit_that_passes_is_kept_else_the_first_attempt(
+    scratch: Path, autoencoder: DiffusionAutoencoder, moved: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = ScriptedGate()
+    monkeypatch.setattr(batches, "_gate", lambda *_: gate)
+    run(scratch, "take_apart_job")
+    found = run(scratch, "edit_job")
+    assert [REASONS[code] for code in found["reason"].tolist()] == ["", "", "identity", "judge", "influence"]
+    assert found["strength"].tolist() == [1.0, 0.75, 1.0, 1.0, 1.0]
+    # An edit that the judge refuses is not tried weaker.
+    assert gate.attempts == [1, 2, 3, 1, 2]
+    kept = torch.tensor([0.1, 1.2, 2.1, 3.1, 4.1])
+    torch.testing.assert_close(found["judge"], kept)
+    torch.testing.assert_close(found["identity"], kept + 100)
+    torch.testing.assert_close(found["influence"], kept + 200)
+    parts = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
+    for sample, strength in enumerate(found["strength"].tolist()):
+        decoded = decode_edit(autoencoder, parts, moved, LABELS, SHOWN, strength, CONFIG)
+        expected = keep_unchanged(IMAGES, parts.roundtrip, decoded, CONFIG)[sample]
+        assert (found["edited"][sample].int() - expected.int()).abs().max() <= 2, sample
+        assert not torch.equal(found["edited"][sample], IMAGES[sample])
+
+
+def test_batches_that_are_there_are_not_done_again(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(scratch, "take_apart_job")
+    done = sorted(scratch.glob("take_apart_job-*"))
+    assert [path.stem for path in done] == ["take_apart_job-0", "take_apart_job-2", "take_apart_job-4"]
+    done[1].unlink()
+    asked = []
+
+    def counting(model: DiffusionAutoencoder, images: Tensor, *rest: Any) -> Any:
+        asked.append(images.clone())
+        return take_apart(model, images, *rest)
+
+    monkeypatch.setattr(batches, "take_apart", counting)
+    again = run(scratch, "take_apart_job")
+    assert len(asked) == 1 and torch.equal(asked[0], IMAGES[2:4])
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "folds",
+    [
+        3,
+        pytest.param(
+            11,
+            marks=pytest.mark.xfail(
+                strict=True, reason="folders are sorted as text: fold-10 comes before fold-2"
+            ),
+        ),
+    ],
+)
+def test_the_gate_has_its_models_in_the_order_of_the_folds(tmp_path: Path, folds: int) -> None:
+    spec = ClassifierSpec("small_cnn", 2, 1, 32)
+    model = create_classifier(spec, 0)
+    for fold in range(folds):
+        with torch.no_grad():
+            model.head.bias.fill_(fold)
+        save_classifier(tmp_path / "crossfit" / f"fold-{fold}", model, spec)
+    gate = {
+        "judges": str(tmp_path / "crossfit"),
+        "scorers": str(tmp_path / "crossfit"),
+        "scope": "all",
+        "influence_limits": [1.0, 2.0],
+        "identity_threshold": None,
+    }
+    write_json(tmp_path / "gate.json", gate)
+    loaded = batches._gate(str(tmp_path), CONFIG.model_dump_json(), "cpu")
+    for models in (loaded.judges, loaded.scorers):
+        assert [model.head.bias[0].item() for model in models] == list(range(folds))
+    assert loaded.embedder is None and loaded.influence_limits.tolist() == [1.0, 2.0]
