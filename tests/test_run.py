@@ -148,6 +148,17 @@ def test_a_killed_process_leaves_a_stage_that_resumes(tmp_path: Path) -> None:
     assert (run.path / "out").read_text() == "half and whole"
 
 
+def test_torn_files_of_a_killed_process_are_swept(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    torn = [run.path / ".summary.json.7.part", run.path / "crossfit" / "fold-0" / ".model.safetensors.7.part"]
+    mine = [run.refined / ".a.part", run.path / "crossfit" / "record.part"]
+    for path in (*torn, *mine):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run.sweep()
+    assert not any(path.exists() for path in torn) and all(path.exists() for path in mine)
+
+
 def test_a_torn_event_spoils_no_other(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     run.event("a", "one")

@@ -91,9 +91,14 @@ class AutoencoderConfig(StageConfig):
         None, description="folder of trained weights, or the shipped ones for rendered faces; none: train"
     )
     patch_size: int = Field(4, ge=2, description="side of the patches that become one position of a latent")
-    latent_channels: int = Field(16, ge=1, description="channels of a latent, at most patch_size^2 per image channel")
+    latent_channels: int = Field(
+        16, ge=1, description="channels of a latent, at most patch_size^2 per image channel"
+    )
     whitening: float = Field(
-        0.5, ge=0, le=1, description="0: channels keep their spread; 1: all have the same; between: in between"
+        0.5,
+        ge=0,
+        le=1,
+        description="0: channels keep their spread; 1: all have the same; between: in between",
     )
     attribute_size: int = Field(16, ge=1, description="part of the semantic code that carries the attribute")
     appearance_size: int = Field(
@@ -104,8 +109,16 @@ class AutoencoderConfig(StageConfig):
     )
     unet_layers: int = Field(1, ge=1, description="residual blocks a level")
     steps: int = Field(3000, ge=1, description="optimisation steps of the denoiser and the semantic encoder")
+    max_depth: float = Field(
+        0.6, gt=0, le=1, description="highest noise level trained on; edits go no deeper, so less is wasted"
+    )
+    guide_steps: int = Field(1000, ge=1, description="optimisation steps of the guide")
+    guide_learning_rate: float = Field(3e-3, gt=0, description="peak learning rate of the guide")
+    guide_noise: float = Field(
+        0.7, ge=0, description="largest noise, in latent units, that the guide reads through"
+    )
     batch_size: int = Field(64, ge=1, description="samples a step")
-    learning_rate: float = Field(5e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(8e-4, gt=0, description="peak learning rate")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="largest decay of the averaged weights")
     label_dropout: float = Field(
         0.15, ge=0, le=1, description="share of trusted labels withheld from the denoiser"
@@ -137,15 +150,28 @@ class RepairConfig(StageConfig):
         0.2, ge=0, description="weight of the squared distance to the code as it was"
     )
     realism_weight: float = Field(0.5, ge=0, description="weight of -log p(code | label)")
-    diffusion_steps: int = Field(10, ge=1, description="network evaluations of an inversion and of a decode")
+    diffusion_steps: int = Field(8, ge=1, description="network evaluations of an inversion and of a decode")
     depth: float = Field(
-        0.7, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
+        0.4, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
     )
-    guidance: float = Field(2.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    guidance: float = Field(1.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    guide_scale: float = Field(0.2, ge=0, description="step of the guide, in units of the latents' spread")
+    guide_until: float = Field(
+        0.4, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
+    )
+    guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
+    guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")
+    guide_smoothness: float = Field(
+        1.5, gt=0, description="spread in positions of what is too smooth to be an expression"
+    )
     blend_difference: float = Field(
-        0.12, gt=0, description="change in [0, 2] from which on the decoded edit replaces the original's pixels"
+        0.12,
+        gt=0,
+        description="change in [0, 2] from which on the decoded edit replaces the original's pixels",
     )
-    blend_width: float = Field(0.03, gt=0, description="softness of that seam, as a share of the image's side")
+    blend_width: float = Field(
+        0.03, gt=0, description="softness of that seam, as a share of the image's side"
+    )
     strengths: list[float] = Field(
         [1.0, 0.75, 0.5], min_length=1, description="strengths tried, strongest first"
     )
@@ -238,7 +264,7 @@ def preset(name: PresetName) -> dict[str, Any]:
                 "strengths": [1.0],
                 "trusted_minimum": 1,
             },
-            "compare": {"seeds": 1},
+            "compare": {"seeds": 1, "workers": 1},
         },
     }
     return presets[name]

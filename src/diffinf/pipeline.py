@@ -72,6 +72,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
     run = Run.create(out or default_directory(config), config, dataset.fingerprint, fresh=fresh)
     with run.lock():
+        run.sweep()
         workspace = Workspace(run, dataset)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():

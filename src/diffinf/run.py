@@ -296,6 +296,14 @@ class Run:
                 ) from error
             yield
 
+    def sweep(self) -> None:
+        """Remove what a killed process was in the middle of writing; call it with the lock held."""
+        for place in self.path.iterdir():
+            if place != self.refined:  # holds files of the dataset's owner, whatever they are called
+                for part in [place, *place.rglob(".*.part")] if place.is_dir() else [place]:
+                    if part.is_file() and part.name.startswith(".") and part.suffix == ".part":
+                        part.unlink()
+
     def scratch(self, name: str) -> Path:
         """Return the directory for the resumable intermediate files of a stage, made if missing."""
         return make_directory(self.path / ".work" / name)

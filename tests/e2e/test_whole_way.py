@@ -124,9 +124,10 @@ STAGES = ("train", "crossfit", "influence", "train-autoencoder", "repair", "comp
 
 
 def test_kill_and_resume_gives_the_same_result(whole: Run, faces: Path, tmp_path: Path) -> None:
-    """kill -9 once in every stage, some moments after it began; then run to the end."""
+    """kill -9 once in every stage, some moments after it began; then run to the end, on two workers."""
     run = Run(tmp_path / "run")
     command = [sys.executable, "-m", "diffinf", "run", faces, "--out", run.path, *OPTIONS]
+    command += ["--set", "compare.workers=2"]
     killed = []
     for stage in STAGES:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -142,3 +143,20 @@ def test_kill_and_resume_gives_the_same_result(whole: Run, faces: Path, tmp_path
     for name in ("scores.parquet", "edits.parquet"):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert not list(run.path.rglob("*.part")), "no torn file is left"
+
+
+def test_the_same_from_python(whole: Run, faces: Path, tmp_path: Path) -> None:
+    import diffinf as package
+
+    run = package.repair_dataset(
+        faces,
+        out=tmp_path / "run",
+        until="score",
+        preset="tiny",
+        device="cpu",
+        data={"id": "id", "split": "split", "identity": "identity"},
+        classifier={"steps": 24},
+        compare={"arms": ["baseline", "diffinf"]},
+    )
+    assert run.scores.read_bytes() == whole.scores.read_bytes()
+    assert json.loads(run.summary.read_text())["arms"] == {}

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from diffinf.classify.model import ClassifierSpec, create_classifier
 from diffinf.diffusion.first_stage import FirstStage
 from diffinf.errors import UserError
 from diffinf.run import load_tensors, save_tensors, write_json
@@ -147,7 +148,7 @@ class Denoiser(nn.Module):
 
 
 class DiffusionAutoencoder(nn.Module):
-    """First stage, semantic encoder and denoiser, with the noise schedule and the statistics of the codes."""
+    """First stage, semantic encoder, denoiser and guide, with the noise schedule and the codes' statistics."""
 
     def __init__(self, spec: AutoencoderSpec) -> None:
         """Build an untrained autoencoder; `train_autoencoder` or `load` gives a useful one."""
@@ -156,6 +157,10 @@ class DiffusionAutoencoder(nn.Module):
         self.first_stage = FirstStage(spec.image_channels, spec.latent_channels, spec.patch_size)
         self.encoder = SemanticEncoder(spec)
         self.denoiser = Denoiser(spec)
+        # Reads the attribute in decoded noisy latents: its gradient is what guides a decode to a label.
+        self.guide = create_classifier(
+            ClassifierSpec("small_cnn", len(spec.class_names), spec.image_channels, spec.image_size), seed=0
+        )
         betas = torch.linspace(1e-4, 0.02, spec.timesteps, dtype=torch.float64)
         self.register_buffer("alphas_cumprod", (1 - betas).cumprod(0).float(), persistent=False)
         self.register_buffer("code_mean", torch.zeros(spec.code_size))

@@ -15,6 +15,8 @@ from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 
 # (noisy latents (B, L, h, w), timesteps (B,)) -> v (B, L, h, w)
 Prediction = Callable[[Tensor, Tensor], Tensor]
+# (predicted clean latents (B, L, h, w), distance from the end in (0, 1]) -> clean latents
+Correction = Callable[[Tensor, float], Tensor]
 
 
 def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
@@ -57,12 +59,33 @@ def _first(latents: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    model: DiffusionAutoencoder, noisy: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
+    model: DiffusionAutoencoder,
+    noisy: Tensor,
+    predict: Prediction,
+    *,
+    steps: int,
+    depth: float = 1.0,
+    correct: Correction | None = None,
 ) -> Tensor:
-    """Return clean latents (B, L, h, w) from latents at noise level `depth`; undoes `invert` up to its error."""
+    """Return clean latents (B, L, h, w) from latents at noise level `depth`; undoes `invert` up to its error.
+
+    Args:
+        model: gives the noise schedule.
+        noisy: latents (B, L, h, w) at noise level `depth`.
+        predict: the denoiser under its context.
+        steps: network evaluations.
+        depth: in (0, 1].
+        correct: changes the predicted clean latents at a step that is so far, in (0, 1], from the end; the noise
+            is adapted so that the noisy latents stay where they are.
+    """
     levels = timestep_grid(model.spec.timesteps, steps, depth)
     alphas = [torch.ones((), device=noisy.device), *(model.alphas_cumprod[t] for t in levels)]
     for index in reversed(range(steps)):
+        alpha = alphas[index + 1]
         v = predict(noisy, torch.full((len(noisy),), levels[index], device=noisy.device))
-        noisy = _moved(noisy, v, alphas[index + 1], alphas[index])
+        clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * v
+        if correct is not None:
+            clean = correct(clean, (index + 1) / steps)
+        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        noisy = alphas[index].sqrt() * clean + (1 - alphas[index]).sqrt() * noise
     return noisy

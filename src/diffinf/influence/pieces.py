@@ -293,4 +293,5 @@ def _direct_norm(calls: Sequence[Call], rows: slice) -> Tensor:
     total = calls[0].gradient(rows)
     for call in calls[1:]:
         total = total + call.gradient(rows)
-    return torch.linalg.vector_norm(total.reshape(total.shape[0], -1), dim=1).square()
+    norm: Tensor = torch.linalg.vector_norm(total.reshape(total.shape[0], -1), dim=1)
+    return norm.square()

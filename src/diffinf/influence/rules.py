@@ -33,9 +33,8 @@ def _tokens(x: Tensor, batch: int, trailing: int = 1) -> Tensor | None:
     return x.reshape(batch, -1, *x.shape[x.ndim - trailing :])
 
 
-def _same_parts(parts: Parts, parameter: Tensor | None, make: Make) -> None:
-    if parameter is not None:
-        parts.append((parameter, make))
+def _if_there(parameter: Tensor | None, make: Make) -> Parts:
+    return [] if parameter is None else [(parameter, make)]
 
 
 def linear(
@@ -51,9 +50,7 @@ def linear(
     def of_bias(delta: Tensor) -> Piece:
         return Gradient(delta.reshape(batch, -1, delta.shape[-1]).sum(1))
 
-    parts: Parts = [(weight, of_weight)]
-    _same_parts(parts, bias, of_bias)
-    return parts
+    return [(weight, of_weight), *_if_there(bias, of_bias)]
 
 
 def matmul(batch: int, output: Tensor, input: Tensor, other: Tensor) -> Parts | None:
@@ -100,9 +97,7 @@ def _convolution(
         delta = delta.reshape(batch, delta.shape[1], -1 if delta.ndim == 4 else 1, delta.shape[-1])
         return ConvolutionCall(input, delta, kernel, stride, pads, dilation, groups)
 
-    parts: Parts = [(weight, of_weight)]
-    _same_parts(parts, bias, lambda delta: Gradient(delta.flatten(2).sum(2)))
-    return parts
+    return [(weight, of_weight), *_if_there(bias, lambda delta: Gradient(delta.flatten(2).sum(2)))]
 
 
 def conv2d(
@@ -159,7 +154,6 @@ def batch_norm(
     if training or running_mean is None or running_var is None or input.shape[0] != batch or input.ndim < 2:
         return None
     mean, variance = running_mean, running_var
-    parts: Parts = []
 
     def of_weight(delta: Tensor) -> Piece:
         if input.ndim == 4 and not input.is_contiguous():
@@ -183,34 +177,25 @@ def batch_norm(
         )
         return Gradient(gradient.view(batch, -1))
 
-    _same_parts(parts, weight, of_weight)
-    _same_parts(parts, bias, lambda delta: Gradient(delta.flatten(2).sum(2) if delta.ndim > 2 else delta))
-    return parts
+    def of_bias(delta: Tensor) -> Piece:
+        return Gradient(delta.flatten(2).sum(2) if delta.ndim > 2 else delta)
+
+    return _if_there(weight, of_weight) + _if_there(bias, of_bias)
 
 
 def _affine(
     batch: int, normalised: Callable[[], Tensor], weight: Tensor | None, bias: Tensor | None
 ) -> Parts:
     """Scale and shift over the trailing axes: weight · x̂ + bias."""
+
+    def over_tokens(gradient: Tensor, parameter: Tensor) -> Piece:
+        return Gradient(gradient.reshape(batch, -1, *parameter.shape).sum(1))
+
     parts: Parts = []
     if weight is not None:
-        axes = weight.ndim
-
-        def of_weight(delta: Tensor) -> Piece:
-            product = delta * normalised()
-            return Gradient(product.reshape(batch, -1, *product.shape[product.ndim - axes :]).sum(1))
-
-        parts.append((weight, of_weight))
+        parts.append((weight, lambda delta: over_tokens(delta * normalised(), weight)))
     if bias is not None:
-        trailing = bias.ndim
-        parts.append(
-            (
-                bias,
-                lambda delta: Gradient(
-                    delta.reshape(batch, -1, *delta.shape[delta.ndim - trailing :]).sum(1)
-                ),
-            )
-        )
+        parts.append((bias, lambda delta: over_tokens(delta, bias)))
     return parts
 
 
@@ -255,15 +240,15 @@ def group_norm(
     """Affine parameters (C,) of a group norm: sums over the positions."""
     if input.shape[0] != batch:
         return None
-    parts: Parts = []
 
     def of_weight(delta: Tensor) -> Piece:
         product = delta * F.group_norm(input, num_groups, eps=eps)
         return Gradient(product.reshape(batch, product.shape[1], -1).sum(2))
 
-    _same_parts(parts, weight, of_weight)
-    _same_parts(parts, bias, lambda delta: Gradient(delta.reshape(batch, delta.shape[1], -1).sum(2)))
-    return parts
+    def of_bias(delta: Tensor) -> Piece:
+        return Gradient(delta.reshape(batch, delta.shape[1], -1).sum(2))
+
+    return _if_there(weight, of_weight) + _if_there(bias, of_bias)
 
 
 def embedding(

@@ -1,8 +1,9 @@
 """The edit: decoding with a positive context (the assigned label, the moved code) against a negative one.
 
-The negative context is what the image appears to show: the label that the cross-fitted judge reads, with the code as it
-is. Away from it and towards the assigned label, v = v(c+) + w·(v(c+) - v(c-)): the rule of NegFaceDiff
-(arXiv 2508.09661), put to work on repair.
+The negative context is what the image appears to show: the label that the cross-fitted classifiers read. Away from it
+and towards the assigned label, v = (1 + w)·v(c+) - w·v(c-): the rule of NegFaceDiff (arXiv 2508.09661), put to work
+on repair. While there is still noise, a guide that reads through noise draws the label's features into the predicted
+clean image; then the denoiser alone makes a face of it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode, invert
+from diffinf.training.loop import step_generator
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,42 @@ def decode_edit(
         positive, negative = model.denoiser(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
         return negative_guidance(positive, negative, scale)
 
-    latents = decode(model, parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth)
+    def correct(clean: Tensor, remaining: float) -> Tensor:
+        # Once the guide is silent, the denoiser turns what it drew into a face again.
+        if remaining <= config.guide_until:
+            return clean
+        return guided(model, clean, labels, strength * config.guide_scale, config)
+
+    latents = decode(
+        model, parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth, correct=correct
+    )
     return model.to_images(latents)
+
+
+def guided(
+    model: DiffusionAutoencoder, clean: Tensor, labels: Tensor, scale: float, config: RepairConfig
+) -> Tensor:
+    """Move predicted clean latents (B, L, h, w) towards showing `labels` (B,), by the gradient of the guide.
+
+    Classifier guidance on the predicted clean latents (arXiv 2105.05233, 2302.07121) with a guide that reads
+    through noise. Two things keep it to the face's features: what is smooth over many positions is taken out of
+    the gradient (shading, tint and the like go with a label in the data, but do not make an expression), and only
+    the share of positions where it is strongest moves.
+    """
+    # The same noise for all samples, and its negative: an edit must not depend on its neighbours in the batch.
+    generator = step_generator(0, "guide noise", 0)
+    noise = config.guide_noise * torch.randn(clean.shape[1:], generator=generator).to(clean.device)
+    with torch.enable_grad():
+        moved = clean.detach().requires_grad_(True)
+        images = model.first_stage.decode(torch.cat([moved + noise, moved - noise]))
+        error = F.cross_entropy(model.guide(images), labels.repeat(2), reduction="sum")
+        (gradient,) = torch.autograd.grad(-error, moved)
+    gradient = gradient - _blurred(gradient, config.guide_smoothness)
+    strength = _blurred(gradient.square().sum(1, keepdim=True), 0.8)  # (B, 1, h, w)
+    least = strength.flatten(1).quantile(1 - config.guide_share, dim=1)[:, None, None, None]
+    gradient = gradient * (strength >= least)
+    size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+    return clean + scale * gradient / size
 
 
 def keep_unchanged(original: Tensor, roundtrip: Tensor, edited: Tensor, config: RepairConfig) -> Tensor:

@@ -36,10 +36,15 @@ class Stateful(Protocol):
 
 def step_generator(seed: int, purpose: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator that depends on (seed, purpose, step) alone."""
-    digest = hashlib.sha256(f"{seed}:{purpose}:{step}".encode()).digest()
     generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator.manual_seed(step_seed(seed, purpose, step))
     return generator
+
+
+def step_seed(seed: int, purpose: str, step: int) -> int:
+    """Return a seed that depends on (seed, purpose, step) alone, for what takes no generator of its own."""
+    digest = hashlib.sha256(f"{seed}:{purpose}:{step}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> torch.Tensor:
