@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -197,26 +196,26 @@ def test_an_unfinished_stage_is_named(tmp_path: Path) -> None:
         new_run(tmp_path / "run").key("score")
 
 
-def hold(path: Path, ready, release) -> None:  # type: ignore[no-untyped-def]
-    with Run.open(path).lock():
-        ready.set()
-        release.wait(30)
+HOLDING = """
+import sys
+from pathlib import Path
+from diffinf.run import Run
+with Run.open(Path(sys.argv[1])).lock():
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
-    context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(run.path, ready, release))
-    other.start()
-    assert ready.wait(30)
-    with pytest.raises(UserError, match="another process"), run.lock():
-        pass
-    with pytest.raises(UserError, match="another process"):
-        new_run(run.path, fresh=True)
-    release.set()
-    other.join()
-    with run.lock():
+    command = [sys.executable, "-c", HOLDING, run.path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="another process"), run.lock():
+            pass
+        with pytest.raises(UserError, match="another process"):
+            new_run(run.path, fresh=True)
+    with run.lock():  # its holder has ended
         pass
 
 

@@ -76,10 +76,10 @@ class InfluenceConfig(StageConfig):
     share: float | None = Field(
         None, ge=0, le=1, description="share to flag; none: the estimated noise rate, capped"
     )
-    max_share: float = Field(0.4, ge=0, le=1, description="cap of the estimated share")
+    max_share: float = Field(0.3, ge=0, le=1, description="cap of the estimated share")
     count: int | None = Field(None, ge=0, description="samples to flag with flag=count")
     class_noise_weight: float = Field(
-        1.0, ge=0, description="weight of the class's log-odds of noise in the score"
+        0.3, ge=0, description="weight of the class's log-odds of noise in the score"
     )
     flags: Path | None = Field(None, description="file of ids to flag instead (text, CSV or Parquet)")
 

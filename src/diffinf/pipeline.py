@@ -231,12 +231,13 @@ def score(workspace: Workspace) -> None:
         labels, class_names = workspace.labels.numpy(), workspace.dataset.class_names
         probabilities = fitted.logits.double().softmax(1).numpy()
         joint = confident_joint(labels, probabilities)
-        trust = label_trust(labels, probabilities, joint)
+        # A weak classifier's confident joint takes its own errors for wrong labels; refined, most of that is gone.
+        refined = refined_joint(labels, probabilities, joint)
         rivals = rival_scores(labels, fitted.logits, fitted.features, load_dynamics(run.classifier))
         suspicion = calibrated_score(
-            rivals["margin"], labels, class_noise_rates(joint), config.class_noise_weight
+            rivals["margin"], labels, class_noise_rates(refined), config.class_noise_weight
         )
-        flagged, threshold = _flags(workspace, suspicion, trust)
+        flagged, threshold = _flags(workspace, suspicion, 1 - float(np.trace(refined)))
         table = score_table(
             ids=workspace.ids,
             labels=labels,
@@ -246,7 +247,7 @@ def score(workspace: Workspace) -> None:
             self_influence=load_tensors(run.path / "influence.safetensors")["self_influence"].numpy(),
             flagged=flagged,
             threshold=threshold,
-            label_trust=trust,
+            label_trust=label_trust(labels, probabilities, joint),
             rivals=rivals,
             fold=fitted.fold.numpy(),
         )
@@ -260,18 +261,17 @@ def score(workspace: Workspace) -> None:
         run.stage("evaluate-scores", key, lambda: evaluate_scores(workspace, truth), outputs=outputs)
 
 
-def _flags(workspace: Workspace, suspicion: Floats, trust: Floats) -> tuple[Bools, float | None]:
-    """Flag by the settings, or as the user's file says."""
+def _flags(workspace: Workspace, suspicion: Floats, noise: float) -> tuple[Bools, float | None]:
+    """Flag by the settings, or as the user's file says; `noise` is the estimated share of wrong labels."""
     config, data = workspace.config.influence, workspace.dataset
     if config.flags is not None:
         elsewhere = data.ids[np.setdiff1d(np.arange(len(data)), workspace.rows)]
         return read_flags(config.flags, workspace.ids, elsewhere), None
-    estimated = min(1 - float(trust.mean()), config.max_share)
     result = flag(
         suspicion,
         workspace.ids,
         method=config.flag,
-        share=estimated if config.share is None else config.share,
+        share=min(noise, config.max_share) if config.share is None else config.share,
         count=config.count,
         labels=workspace.labels.numpy(),
     )

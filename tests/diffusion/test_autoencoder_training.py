@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion import train
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.diffusion.train import CHECKPOINT, train_autoencoder
+from diffinf.diffusion.autoencoder import Denoiser, DiffusionAutoencoder
+from diffinf.diffusion.train import CHECKPOINT, GUIDE_CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
 from diffusion.tiny_autoencoder import pictures
 
@@ -35,6 +35,7 @@ def settings(**changes: Any) -> AutoencoderConfig:
             "appearance_size": 5,
             "unet_channels": [32, 64],
             "steps": 7,
+            "guide_steps": 7,
             "batch_size": 8,
             "learning_rate": 2e-3,
             "identity_size": 4,
@@ -76,13 +77,14 @@ def test_training_lowers_the_loss_and_writes_what_it_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, log_every=6))
-    model = train_here(tmp_path, settings(steps=24, batch_size=16, learning_rate=4e-3))
+    model = train_here(tmp_path, settings(steps=24, guide_steps=18, batch_size=16, learning_rate=4e-3))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     history = metrics["history"]
     assert history[-1]["v"] < 0.95 < history[0]["v"]  # predicting nothing at all costs 1
     assert history[-1]["loss"] < history[0]["loss"]
-    assert {"loss", "v", "attribute", "adversary", "identity"} <= metrics["last"].keys()
-    assert metrics["n"] == N and metrics["last"]["step"] == 24
+    assert {"loss", "v", "attribute", "adversary", "identity"} <= metrics["denoiser"].keys()
+    assert metrics["n"] == N and metrics["denoiser"]["step"] == 24
+    assert metrics["guide"]["step"] == 18 and metrics["guide"]["loss"] < 0.69  # a coin's
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "autoencoder.json",
         "autoencoder.safetensors",
@@ -95,13 +97,17 @@ def test_training_lowers_the_loss_and_writes_what_it_returns(
     torch.testing.assert_close(codes.std(0), torch.ones(8), rtol=0, atol=1e-3)
 
 
-def test_a_killed_training_writes_identical_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# The two trainings take their batches with different seeds.
+@pytest.mark.parametrize(
+    ("killed_seed", "left"), [(2, [GUIDE_CHECKPOINT]), (0, [GUIDE_CHECKPOINT, CHECKPOINT])]
+)
+def test_a_killed_training_writes_identical_weights(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_seed: int, left: list[str]
+) -> None:
     monkeypatch.setattr(train, "fit", partial(fit, save_every=3, log_every=2))
-    torch.manual_seed(1)
-    train_here(tmp_path / "whole", settings())
 
     def killed(n: int, batch_size: int, seed: int, step: int) -> Tensor:
-        if step == 5:
+        if (seed, step) == (killed_seed, 5):
             raise KeyboardInterrupt
         return batch_indices(n, batch_size, seed, step)
 
@@ -109,16 +115,26 @@ def test_a_killed_training_writes_identical_weights(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(train, "batch_indices", killed)
         with pytest.raises(KeyboardInterrupt):
-            train_here(tmp_path / "killed", settings())
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == [CHECKPOINT]
-    train_here(tmp_path / "killed", settings())
-    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
-    names = ("autoencoder.json", "metrics.json")
-    for name in names:
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+            train_here(tmp_path, settings())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
+    train_here(tmp_path, settings())
+    assert equal(weights(whole), weights(tmp_path))
+    for name in ("autoencoder.json", "metrics.json"):
+        assert (whole / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_labels_are_heard_by_the_denoiser_and_the_heads_alone(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nobody killed."""
+    directory = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "fit", partial(fit, log_every=2))
+        torch.manual_seed(1)
+        train_here(directory, settings())
+    return directory
+
+
+def test_labels_are_heard_by_the_denoiser_the_heads_and_the_guide_alone(tmp_path: Path) -> None:
     deaf = {"label_dropout": 1.0, "attribute_weight": 0.0, "adversary_weight": 0.0}
     parts: list[tuple[str, dict[str, float]]] = [
         ("none", deaf),
@@ -127,11 +143,33 @@ def test_labels_are_heard_by_the_denoiser_and_the_heads_alone(tmp_path: Path) ->
         ("adversary", {**deaf, "adversary_weight": 1.0}),
     ]
     for name, changes in parts:
-        config = settings(steps=1, **changes)
+        config = settings(steps=1, guide_steps=1, **changes)
+        found = []
         for side, shares in (("as-is", SHARES), ("swapped", SHARES.flip(1))):
             train_here(tmp_path / name / side, config, shares=shares, persons=None)
-        same = equal(weights(tmp_path / name / "as-is"), weights(tmp_path / name / "swapped"))
-        assert same == (name == "none"), name
+            found.append(weights(tmp_path / name / side))
+        guides, others = (
+            [{k: v for k, v in w.items() if k.startswith("guide.") == guide} for w in found]
+            for guide in (True, False)
+        )
+        assert not equal(*guides)
+        assert equal(*others) == (name == "none"), name
+
+
+@pytest.mark.parametrize("max_depth", [0.05, 1.0])
+def test_no_deeper_noise_is_trained_on_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_depth: float
+) -> None:
+    asked: list[int] = []
+    forward = Denoiser.forward
+
+    def recording(self: Denoiser, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        asked.extend(timestep.tolist())
+        return forward(self, noisy, timestep, context)
+
+    monkeypatch.setattr(Denoiser, "forward", recording)
+    train_here(tmp_path, settings(steps=2, guide_steps=1, batch_size=32, max_depth=max_depth))
+    assert min(asked) >= 0 and 0.7 * 1000 * max_depth < max(asked) < 1000 * max_depth
 
 
 def test_the_adversary_turns_the_encoder_away() -> None:
@@ -143,7 +181,7 @@ def test_the_adversary_turns_the_encoder_away() -> None:
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
-    short = settings(steps=1)
+    short = settings(steps=1, guide_steps=1)
     for seed in (0, 1):
         train_here(tmp_path / str(seed), short, seed=seed)
     assert not equal(weights(tmp_path / "0"), weights(tmp_path / "1"))
@@ -151,7 +189,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
 
 def test_a_diverging_training_is_an_error_and_writes_no_weights(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="diffusion autoencoder"):
-        train_here(tmp_path, settings(learning_rate=1e18, attribute_weight=1e30))
+        train_here(tmp_path, settings(guide_steps=1, learning_rate=1e18, attribute_weight=1e30))
     assert not list(tmp_path.glob("autoencoder*"))
 
 
@@ -162,4 +200,4 @@ def test_more_components_than_a_patch_has_are_refused(tmp_path: Path) -> None:
     from diffinf.errors import UserError
 
     with pytest.raises(UserError, match="latent_channels"):
-        train_here(tmp_path, settings(latent_channels=17, steps=1))
+        train_here(tmp_path, settings(latent_channels=17, steps=1, guide_steps=1))

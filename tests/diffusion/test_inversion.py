@@ -132,6 +132,40 @@ def test_the_network_is_asked_once_a_step_at_the_noisier_level() -> None:
     assert asked == up + up[::-1]
 
 
+def test_a_correction_changes_the_clean_latents_and_keeps_the_noisy_ones(clean: Tensor) -> None:
+    asked: list[Tensor] = []
+    remaining: list[float] = []
+    target = torch.full_like(clean, 0.3)
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        asked.append(noisy)
+        return exact_v(noisy, t)
+
+    def correct(predicted: Tensor, left: float) -> Tensor:
+        remaining.append(left)
+        alpha = ALPHAS[timestep_grid(TIMESTEPS, 4, 0.8)[4 - len(remaining)]]
+        noisy = asked[-1]
+        v = exact_v(noisy, torch.full((len(noisy),), timestep_grid(TIMESTEPS, 4, 0.8)[4 - len(remaining)]))
+        torch.testing.assert_close(predicted, alpha.sqrt() * noisy - (1 - alpha).sqrt() * v)
+        return target
+
+    noisy = exact_trajectory(clean, 0.8)
+    result = decode(MODEL, noisy, predict, steps=4, depth=0.8, correct=correct)
+    assert remaining == [1.0, 0.75, 0.5, 0.25]
+    torch.testing.assert_close(result, target)
+    # The noise explains what the corrected clean latents leave of the noisy ones, and goes on to the next level.
+    high, low = (ALPHAS[t] for t in (799, 599))
+    noise = (noisy - high.sqrt() * target) / (1 - high).sqrt()
+    torch.testing.assert_close(asked[1], low.sqrt() * target + (1 - low).sqrt() * noise)
+
+
+def test_a_correction_of_nothing_changes_nothing(clean: Tensor) -> None:
+    noisy = exact_trajectory(clean, 0.8)
+    plain = decode(MODEL, noisy, exact_v, steps=5, depth=0.8)
+    same = decode(MODEL, noisy, exact_v, steps=5, depth=0.8, correct=lambda predicted, _: predicted)
+    assert torch.equal(plain, same)
+
+
 @settings(max_examples=200, deadline=None)
 @given(timesteps=st.integers(1, 1200), share=st.floats(0, 1), depth=st.floats(0, 1, exclude_min=True))
 def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share: float, depth: float) -> None:

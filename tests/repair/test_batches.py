@@ -21,7 +21,7 @@ from diffinf.run import write_json
 from diffusion.tiny_autoencoder import pictures
 
 CPU = torch.device("cpu")
-CONFIG = RepairConfig(diffusion_steps=2, batch_size=2, strengths=[1.0, 0.75, 0.5], depth=0.5)
+CONFIG = RepairConfig(diffusion_steps=2, batch_size=2, strengths=[1.0, 0.75, 0.5], depth=0.5, guide_scale=0)
 IMAGES = pictures(5, 21)
 LABELS = torch.tensor([0, 1, 0, 1, 0])
 SHOWN = torch.eye(2)[1 - LABELS]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,14 @@ from torch import Tensor
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode
-from diffinf.repair.edit import Inverted, decode_edit, keep_unchanged, negative_guidance, take_apart
+from diffinf.repair.edit import (
+    Inverted,
+    decode_edit,
+    guided,
+    keep_unchanged,
+    negative_guidance,
+    take_apart,
+)
 from diffusion.tiny_autoencoder import pictures
 
 IMAGES = pictures(3, 11)
@@ -84,6 +93,7 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
 def test_the_edit_is_guided_away_from_what_the_image_shows(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor, strength: float, guidance: float
 ) -> None:
+    config = settings(guidance=guidance, guide_scale=0.0)
     raw = ((1 - strength) * apart.code + strength * moved) * autoencoder.code_std + autoencoder.code_mean
     appearance = autoencoder.encoder.appearance(raw)
     positive = autoencoder.denoiser.context(appearance, torch.eye(2)[ASSIGNED])
@@ -95,7 +105,7 @@ def test_the_edit_is_guided_away_from_what_the_image_shows(
         return away + pull * (autoencoder.denoiser(noisy, t, positive) - away)
 
     expected = autoencoder.to_images(decode(autoencoder, apart.noisy, predict, steps=3, depth=0.5))
-    edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, settings(guidance=guidance))
+    edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
 
 
@@ -105,7 +115,9 @@ def test_where_the_image_shows_its_label_nothing_is_edited(
 ) -> None:
     shown = torch.eye(2)[ASSIGNED]
     apart = take_apart(autoencoder, IMAGES, shown, settings())
-    edited = decode_edit(autoencoder, apart, apart.code, ASSIGNED, shown, strength, settings(guidance=5.0))
+    edited = decode_edit(
+        autoencoder, apart, apart.code, ASSIGNED, shown, strength, settings(guidance=5.0, guide_scale=0.0)
+    )
     assert (edited.int() - apart.roundtrip.int()).abs().max() <= 1
 
 
@@ -116,6 +128,86 @@ def test_samples_of_a_batch_do_not_touch_each_other(
     one = Inverted(apart.code[1:2], apart.noisy[1:2], apart.roundtrip[1:2])
     alone = decode_edit(autoencoder, one, moved[1:2], ASSIGNED[1:2], SHOWN[1:2], 1.0, settings())
     assert (together[1:2].int() - alone.int()).abs().max() <= 1
+
+
+@pytest.fixture
+def clean(autoencoder: DiffusionAutoencoder) -> Tensor:
+    return autoencoder.to_latents(IMAGES)
+
+
+def moves(guided_latents: Tensor, clean: Tensor) -> Tensor:
+    """Where each sample moved, bool (B, h, w)."""
+    return ((guided_latents - clean).abs() > 0).any(1)
+
+
+def test_the_guide_moves_every_sample_by_its_scale(autoencoder: DiffusionAutoencoder, clean: Tensor) -> None:
+    for scale in (0.1, 0.5):
+        step = guided(autoencoder, clean, ASSIGNED, scale, settings()) - clean
+        torch.testing.assert_close(step.square().mean((1, 2, 3)).sqrt(), torch.full((3,), scale))
+    assert torch.equal(guided(autoencoder, clean, ASSIGNED, 0.0, settings()), clean)
+
+
+def test_the_guide_makes_the_label_likelier(autoencoder: DiffusionAutoencoder, clean: Tensor) -> None:
+    config = settings(guide_noise=0.0)
+
+    def share(latents: Tensor, labels: Tensor) -> Tensor:
+        logits = autoencoder.guide(autoencoder.first_stage.decode(latents))
+        return logits.softmax(1)[torch.arange(3), labels]
+
+    for labels in (ASSIGNED, 1 - ASSIGNED):
+        after = guided(autoencoder, clean, labels, 0.05, config)
+        assert (share(after, labels) > share(clean, labels)).all()
+
+
+@pytest.mark.parametrize(("share", "positions"), [(0.01, 1), (0.25, 4), (0.5, 8), (1.0, 16)])
+def test_the_guide_moves_its_share_of_the_positions(
+    autoencoder: DiffusionAutoencoder, clean: Tensor, share: float, positions: int
+) -> None:
+    moved = guided(autoencoder, clean, ASSIGNED, 0.2, settings(guide_share=share))
+    counts = moves(moved, clean).sum((1, 2))
+    assert ((counts >= positions) & (counts <= positions + 1)).all()
+
+
+def test_the_guide_leaves_out_what_is_smooth(autoencoder: DiffusionAutoencoder, clean: Tensor) -> None:
+    sums = []
+    for smoothness in (0.01, 1.5):  # nothing is smooth to the first
+        config = settings(guide_smoothness=smoothness, guide_share=1.0)
+        with pytest.MonkeyPatch.context() as patch:
+            if smoothness < 1:
+                patch.setattr("diffinf.repair.edit._blurred", lambda images, sigma: 0 * images)
+            step = guided(autoencoder, clean, ASSIGNED, 1.0, config) - clean
+        sums.append(step.mean((2, 3)).square().sum().item())
+    assert sums[1] < 0.5 * sums[0]
+
+
+def test_the_guide_looks_at_each_sample_alone_and_keeps_no_gradients(
+    autoencoder: DiffusionAutoencoder, clean: Tensor
+) -> None:
+    with torch.no_grad():  # as in a decode
+        together = guided(autoencoder, clean, ASSIGNED, 0.2, settings())
+    alone = guided(autoencoder, clean[1:2], ASSIGNED[1:2], 0.2, settings())
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-4)
+    assert not together.requires_grad
+    assert all(p.grad is None for p in autoencoder.parameters())
+
+
+def test_the_guide_is_heard_until_it_is_to_be_silent(
+    autoencoder: DiffusionAutoencoder, apart: Inverted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[float] = []
+
+    def counting(
+        model: DiffusionAutoencoder, clean: Tensor, labels: Tensor, scale: float, config: Any
+    ) -> Tensor:
+        heard.append(scale)
+        return guided(model, clean, labels, scale, config)
+
+    monkeypatch.setattr("diffinf.repair.edit.guided", counting)
+    for until, times in ((0.0, 4), (0.5, 2), (0.6, 2), (1.0, 0)):
+        heard.clear()
+        config = settings(diffusion_steps=4, guide_until=until, guide_scale=0.3)
+        decode_edit(autoencoder, apart, apart.code, ASSIGNED, SHOWN, 0.5, config)
+        assert heard == [0.15] * times
 
 
 SOURCE = pictures(2, 3, size=32, channels=3).clamp(40, 180)

@@ -56,6 +56,7 @@ class Capture(TorchFunctionMode):
     """Sees every call that one of the parameters takes part in, during one forward."""
 
     def __init__(self, parameters: Mapping[str, Tensor], batch: int) -> None:
+        """Watch the named parameters in a forward of `batch` samples."""
         super().__init__()
         self.batch = batch
         self.refused: dict[str, str] = {}
