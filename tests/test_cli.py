@@ -117,6 +117,11 @@ def test_a_file_where_the_directory_should_be(capsys: pytest.CaptureFixture[str]
     assert "found a file" in refused(capsys, "run", faces, "--out", faces, "--preset", "tiny")
 
 
+def test_a_run_inside_its_dataset_is_refused(capsys: pytest.CaptureFixture[str], folders: Path) -> None:
+    said = refused(capsys, "train", folders, "--out", folders / "run", "--preset", "tiny")
+    assert "lies inside the dataset" in said and not (folders / "run").exists()
+
+
 def test_estimate_and_json(capsys: pytest.CaptureFixture[str], folders: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "run"), "--preset", "tiny")
     main_ok("train", str(folders), *out, "--estimate", "--json")

@@ -157,7 +157,7 @@ class RepairConfig(StageConfig):
     guidance: float = Field(1.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
     guide_scale: float = Field(0.2, ge=0, description="step of the guide, in units of the latents' spread")
     guide_until: float = Field(
-        0.4, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
+        0.3, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
     )
     guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
     guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")
@@ -173,10 +173,12 @@ class RepairConfig(StageConfig):
         0.03, gt=0, description="softness of that seam, as a share of the image's side"
     )
     strengths: list[float] = Field(
-        [1.0, 0.75, 0.5], min_length=1, description="strengths tried, strongest first"
+        [0.8, 1.4, 2.2],
+        min_length=1,
+        description="strengths tried, gentlest first; the first that passes is taken",
     )
     judge_margin: float = Field(
-        0.1, ge=0, le=1, description="P(label) must exceed every other class's by so much"
+        0.05, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
     identity_quantile: float = Field(
         0.99, gt=0, lt=1, description="identity threshold: this quantile of pairs of different persons"
@@ -256,7 +258,7 @@ def preset(name: PresetName) -> dict[str, Any]:
             "data": {"image_size": 32},
             "classifier": {"steps": 40, "batch_size": 32, "checkpoints": 2, "folds": 2},
             "influence": {"batch_size": 64},
-            "autoencoder": {"steps": 12, "batch_size": 16},
+            "autoencoder": {"steps": 12, "guide_steps": 12, "batch_size": 16},
             "repair": {
                 "surrogate_steps": 20,
                 "code_steps": 3,

@@ -27,6 +27,7 @@ from diffinf.comparing import compare_run
 from diffinf.config import PresetName, RunConfig, make_config
 from diffinf.data.dataset import open_dataset
 from diffinf.data.images import UnreadableImageError, decode_image, square
+from diffinf.data.writers import check_output
 from diffinf.errors import UserError
 from diffinf.influence.flag import calibrated_score, flag
 from diffinf.influence.noise import (
@@ -70,7 +71,9 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         UserError: the data, the settings or the directory cannot be used; the message says why.
     """
     dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
-    run = Run.create(out or default_directory(config), config, dataset.fingerprint, fresh=fresh)
+    path = out or default_directory(config)
+    check_output(dataset, path)
+    run = Run.create(path, config, dataset.fingerprint, fresh=fresh)
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset)

@@ -22,8 +22,8 @@ from diffinf.repair.gate import PASSED, Gate
 from diffinf.run import load_tensors, read_json, save_tensors
 from diffinf.training.loop import worker_count
 
-# What more distance from the edit can mend; an edit that is too weak for the judge only gets weaker.
-_WEAKER_MAY_PASS = ("identity", "influence")
+# What a stronger edit may mend; one that already lost the person only goes further away.
+_STRONGER_MAY_PASS = ("judge", "influence")
 REASONS = (PASSED, "judge", "identity", "roundtrip", "influence")
 
 
@@ -126,9 +126,9 @@ def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
 
 
 def edit_job(job: Job, report: Report) -> dict[str, Any]:
-    """Decode a batch of edits and gate them; an edit that went too far is tried again, weaker.
+    """Decode a batch of edits and gate them; each sample gets the gentlest edit that passes.
 
-    Of a sample that passes at no strength the first attempt is kept, for people to see.
+    Of a sample that passes at no strength the last attempt is kept, for people to see.
     """
     model, config, material = _read(job)
     gate = _gate(job["scratch"], config.model_dump_json(), job["device"])
@@ -158,7 +158,6 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
             material["score_fold"][at].cpu(),
             apart["error"][at].cpu(),
         )
-        passed = torch.tensor([reason == PASSED for reason in verdict.reasons])
         found = {
             "edited": edited.cpu(),
             "reason": torch.tensor([REASONS.index(reason) for reason in verdict.reasons]),
@@ -168,11 +167,10 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
             "influence": verdict.influence,
         }
         if not result:
-            result = {name: values.clone() for name, values in found.items()}
-        else:
-            for name, values in found.items():
-                result[name][pending[passed]] = values[passed]
-        again = torch.tensor([reason in _WEAKER_MAY_PASS for reason in verdict.reasons])
+            result = found
+        for name, values in found.items():
+            result[name][pending] = values
+        again = torch.tensor([reason in _STRONGER_MAY_PASS for reason in verdict.reasons])
         pending = pending[again]
         if not len(pending):
             break

@@ -91,13 +91,14 @@ def decode_edit(
         code: edited normalised codes (B, D), at full strength.
         labels: assigned labels (B,).
         shown: what the images appear to show, (B, K).
-        strength: in (0, 1]: how far the code goes, and how hard the guidance pulls.
+        strength: how hard the guide pulls; up to 1 also how far the code goes and the contexts are apart.
         config: settings.
     """
-    moved = parts.code + strength * (code - parts.code)
+    share = min(strength, 1.0)
+    moved = parts.code + share * (code - parts.code)
     assigned = F.one_hot(labels, shown.shape[1]).float()
     contexts = torch.cat([_context(model, moved, assigned), _context(model, moved, shown)])
-    scale = strength * (1 + config.guidance) - 1  # at strength 0 the negative context alone is left
+    scale = share * (1 + config.guidance) - 1  # at strength 0 the negative context alone is left
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         positive, negative = model.denoiser(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
