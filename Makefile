@@ -18,9 +18,11 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-# The figures of the documentation; minutes to hours, see docs/results.md.
+# What needs nothing but the machine; `make bench DATA=fer2013_ferplus.parquet` runs the one on photographs too
+# (benchmarks/README.md says how to build that file).
 bench: $(READY)
-	for script in $(filter-out benchmarks/rendered_weights.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/influence.py
+	$(if $(DATA),$(BIN)/python benchmarks/fer_noise.py --data $(DATA),@echo "no DATA=...: FER-noise was left out")
 
 # The pictures of the documentation.
 docs: $(READY)

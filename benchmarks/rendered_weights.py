@@ -28,8 +28,11 @@ def main() -> None:
     faces = out.with_name(f"{out.name}-faces") / FILE_NAME
     if not faces.exists():
         render_dataset(faces, preset="bench-1", seed=0)
+    longer = {"steps": 3000}
     columns = {"id": "id", "split": "split", "identity": "identity"}
-    run = repair_dataset(faces, out=out, until="train-autoencoder", preset="cpu", seed=0, data=columns)
+    run = repair_dataset(
+        faces, out=out, until="train-autoencoder", preset="cpu", seed=0, data=columns, autoencoder=longer
+    )
     TARGET.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         shutil.copyfile(run.autoencoder / name, TARGET / name)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from diffinf.compare.runner import run_arms
+from diffinf.errors import UserError
 from diffinf.run import load_tensors, read_table
 from diffinf.workspace import Workspace
 
@@ -41,6 +42,20 @@ def compare_run(workspace: Workspace) -> None:
         seed=workspace.seed,
         device=workspace.device,
         directory=run.compare,
+        truth=_truth(workspace),
         final_directory=run.classifier / "final",
         table_path=run.comparison,
     )
+
+
+def _truth(workspace: Workspace) -> torch.Tensor | None:
+    """Return the true labels, (N,), for the one arm that is trained on them as a reference; None without it."""
+    if "clean" not in workspace.config.compare.arms:
+        return None
+    truth = workspace.truth()
+    if truth is None:
+        raise UserError(
+            "compare.arms: the arm clean is trained on the truth, and the dataset has no column truth_label; "
+            "leave the arm out"
+        )
+    return torch.from_numpy(truth)

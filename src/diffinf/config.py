@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffinf.errors import UserError
 
-Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean", "oracle-edit"]
+Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
 PresetName = Literal["cpu", "gpu", "tiny"]
 
 
@@ -108,7 +108,7 @@ class AutoencoderConfig(StageConfig):
         [64, 96, 96], description="width of the denoiser by level, multiples of 32"
     )
     unet_layers: int = Field(1, ge=1, description="residual blocks a level")
-    steps: int = Field(3000, ge=1, description="optimisation steps of the denoiser and the semantic encoder")
+    steps: int = Field(1500, ge=1, description="optimisation steps of the denoiser and the semantic encoder")
     max_depth: float = Field(
         0.6, gt=0, le=1, description="highest noise level trained on; edits go no deeper, so less is wasted"
     )
