@@ -110,6 +110,8 @@ def demo(
     from_scratch: FromScratch = False,
 ) -> None:
     """Render faces with confounded label noise, find it, repair it, compare, report."""
+    if not (estimate or as_json):
+        typer.echo("Rendering faces, finding the noise, repairing, retraining: about ten minutes.", err=True)
     from diffinf.demo import demo_settings
 
     settings = demo_settings(out, seed, _given({"device": device}), set_ or [], from_scratch)
