@@ -114,7 +114,7 @@ def test_read_only_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 def test_a_file_where_the_directory_should_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     faces = table(tmp_path / "faces.parquet")
-    assert "found a file" in refused(capsys, "run", faces, "--out", faces, "--preset", "tiny")
+    assert "is a file" in refused(capsys, "run", faces, "--out", faces, "--preset", "tiny")
 
 
 def test_a_run_inside_its_dataset_is_refused(capsys: pytest.CaptureFixture[str], folders: Path) -> None:

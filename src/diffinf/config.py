@@ -157,7 +157,7 @@ class RepairConfig(StageConfig):
     guidance: float = Field(1.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
     guide_scale: float = Field(0.2, ge=0, description="step of the guide, in units of the latents' spread")
     guide_until: float = Field(
-        0.3, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
+        0.4, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
     )
     guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
     guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")

@@ -166,10 +166,8 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
             "identity": verdict.identity,
             "influence": verdict.influence,
         }
-        if not result:
-            result = found
         for name, values in found.items():
-            result[name][pending] = values
+            result.setdefault(name, values.clone())[pending] = values
         again = torch.tensor([reason in _STRONGER_MAY_PASS for reason in verdict.reasons])
         pending = pending[again]
         if not len(pending):
