@@ -20,7 +20,8 @@ from diffinf.training.loop import DivergedError, batch_indices, fit
 from diffusion.tiny_autoencoder import pictures
 
 N = 24
-IMAGES = pictures(N, 0)
+IMAGES = pictures(N, 0).clamp(0, 195)
+IMAGES[1::2, :, :8] += 60  # the upper half of the second class is brighter
 SHARES = torch.eye(2)[torch.arange(N) % 2]
 PERSONS = torch.arange(N) // 4
 CPU = torch.device("cpu")

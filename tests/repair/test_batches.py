@@ -21,12 +21,12 @@ from diffinf.run import write_json
 from diffusion.tiny_autoencoder import pictures
 
 CPU = torch.device("cpu")
-CONFIG = RepairConfig(diffusion_steps=2, batch_size=2, strengths=[1.0, 0.75, 0.5], depth=0.5, guide_scale=0)
+CONFIG = RepairConfig(diffusion_steps=2, batch_size=2, strengths=[0.5, 1.0, 1.5], depth=0.5, guide_scale=0)
 IMAGES = pictures(5, 21)
 LABELS = torch.tensor([0, 1, 0, 1, 0])
 SHOWN = torch.eye(2)[1 - LABELS]
 # What the gate says to each attempt at each sample.
-SCRIPT = [[""], ["identity", ""], ["identity", "influence", "identity"], ["judge"], ["influence", "judge"]]
+SCRIPT = [[""], ["judge", ""], ["judge", "influence", "judge"], ["identity"], ["influence", "identity"]]
 
 
 class ScriptedGate:
@@ -95,18 +95,18 @@ def test_batches_are_taken_apart_as_one(scratch: Path, autoencoder: DiffusionAut
     torch.testing.assert_close(found["error"].double(), error)
 
 
-def test_the_strongest_edit_that_passes_is_kept_else_the_first_attempt(
+def test_the_gentlest_edit_that_passes_is_kept_else_the_last_attempt(
     scratch: Path, autoencoder: DiffusionAutoencoder, moved: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = ScriptedGate()
     monkeypatch.setattr(batches, "_gate", lambda *_: gate)
     run(scratch, "take_apart_job")
     found = run(scratch, "edit_job")
-    assert [REASONS[code] for code in found["reason"].tolist()] == ["", "", "identity", "judge", "influence"]
-    assert found["strength"].tolist() == [1.0, 0.75, 1.0, 1.0, 1.0]
-    # An edit that the judge refuses is not tried weaker.
+    assert [REASONS[code] for code in found["reason"].tolist()] == ["", "", "judge", "identity", "identity"]
+    assert found["strength"].tolist() == [0.5, 1.0, 1.5, 0.5, 1.0]
+    # An edit that lost the person is not tried stronger.
     assert gate.attempts == [1, 2, 3, 1, 2]
-    kept = torch.tensor([0.1, 1.2, 2.1, 3.1, 4.1])
+    kept = torch.tensor([0.1, 1.2, 2.3, 3.1, 4.2])
     torch.testing.assert_close(found["judge"], kept)
     torch.testing.assert_close(found["identity"], kept + 100)
     torch.testing.assert_close(found["influence"], kept + 200)

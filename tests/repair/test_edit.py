@@ -89,6 +89,18 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
     assert away(1.0) > away(0.25)
 
 
+def test_above_full_strength_the_guide_alone_pulls_harder(
+    autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
+) -> None:
+    def edited(strength: float, guide_scale: float) -> Tensor:
+        config = settings(guide_scale=guide_scale)
+        return decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config).int()
+
+    assert torch.equal(edited(2.0, 0.0), edited(1.0, 0.0))
+    assert torch.equal(edited(2.0, 0.1), edited(1.0, 0.2))
+    assert not torch.equal(edited(2.0, 0.1), edited(1.0, 0.1))
+
+
 @pytest.mark.parametrize(("strength", "guidance"), [(1.0, 0.0), (1.0, 2.0), (0.5, 2.0)])
 def test_the_edit_is_guided_away_from_what_the_image_shows(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor, strength: float, guidance: float
