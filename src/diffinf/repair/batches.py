@@ -88,7 +88,8 @@ def _gate(scratch: str, settings: str, device: str) -> Gate:
     gate = read_json(directory / "gate.json")
 
     def fold_models(path: str) -> list[torch.nn.Module]:
-        return [load_classifier(folder, device)[0] for folder in sorted(Path(path).glob("fold-*"))]
+        folders = sorted(Path(path).glob("fold-*"), key=lambda folder: int(folder.name.removeprefix("fold-")))
+        return [load_classifier(folder, device)[0] for folder in folders]
 
     identity = directory / "identity"
     return Gate(
