@@ -100,7 +100,12 @@ class _Timing:
         if self.config.autoencoder.weights is not None:
             return [("trained weights: nothing to train", 0.0)]
         steps = self.config.autoencoder.steps
-        return [(f"{steps} steps of the denoiser", steps * self._autoencoder[0])]
+        # The guide is a classifier of the same cost.
+        guide = self.config.autoencoder.guide_steps
+        return [
+            (f"{guide} steps of the guide", guide * self._step(threads=torch.get_num_threads())),
+            (f"{steps} steps of the denoiser", steps * self._autoencoder[0]),
+        ]
 
     def repair(self) -> Rows:
         config, steps = self.config.repair, self.config.classifier.steps
@@ -134,7 +139,7 @@ class _Timing:
             )
         ]
         if "truth_label" in self.dataset.truth_columns:
-            folds = self.config.classifier.folds
+            folds = self.config.repair.judge_folds
             rows.append((f"oracle on the truth, {folds} folds", one * -(-folds // self.workers)))
         return rows
 
@@ -187,7 +192,7 @@ class _Timing:
         images, labels = self._pictures(2 * self.config.autoencoder.batch_size)
         seconds = []
         for steps in (1, 1 + _TIMED_STEPS):
-            config = self.config.autoencoder.model_copy(update={"steps": steps})
+            config = self.config.autoencoder.model_copy(update={"steps": steps, "guide_steps": 1})
             with tempfile.TemporaryDirectory() as folder, _silence():
                 start = time.perf_counter()
                 model = train_autoencoder(
