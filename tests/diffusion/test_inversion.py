@@ -58,6 +58,18 @@ def test_inversion_converges_to_the_exact_trajectory(clean: Tensor, depth: float
     assert errors[2] < 0.1
 
 
+@pytest.mark.parametrize(("steps", "depth"), [(1, 1.0), (3, 0.7), (10, 0.4)])
+def test_inversion_turns_by_the_angle_between_noise_levels(clean: Tensor, steps: int, depth: float) -> None:
+    # With alpha = cos² of an angle, the update is a rotation in the plane of latents and v (arXiv 2202.00512).
+    expected, angle = clean, torch.tensor(0.0, dtype=torch.float64)
+    for t in timestep_grid(TIMESTEPS, steps, depth):
+        target = ALPHAS[t].sqrt().acos()
+        v = curved_v(expected, torch.full((len(clean),), t))
+        expected = (target - angle).cos() * expected + (target - angle).sin() * v
+        angle = target
+    torch.testing.assert_close(invert(MODEL, clean, curved_v, steps=steps, depth=depth), expected)
+
+
 @pytest.mark.parametrize("depth", [0.3, 0.7, 1.0])
 def test_decoding_converges_to_the_clean_latents(clean: Tensor, depth: float) -> None:
     noisy = exact_trajectory(clean, depth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,40 @@ def test_training_tells_persons_apart() -> None:
     embedder = trained(make_embedder())
     assert accepted(embedder) > 0.9 > before + 0.2
     assert not embedder.training and not any(p.requires_grad for p in embedder.parameters())
+
+
+def test_the_loss_is_that_of_cosface(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, persons = faces(12, 1)
+    images = images[..., : SIDE // 2]
+    images = torch.cat([images, images.flip(3)], dim=3)  # mirror images are the same
+    losses: list[float] = []
+
+    def recording(step: Any, **options: Any) -> list[dict[str, float]]:
+        losses.append(step(0)["loss"])
+        return []
+
+    monkeypatch.setattr(identity, "fit", recording)
+    embedder = make_embedder()
+    vectors = F.normalize(embedder(to_input(images, CPU)), dim=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        prototypes = F.normalize(nn.Linear(8, 6, bias=False).weight, dim=1)
+    cosine = vectors @ prototypes.T
+    cosine[torch.arange(12), persons] -= 0.3
+    train_identity(
+        embedder,
+        images,
+        persons,
+        to_input=to_input,
+        steps=1,
+        batch_size=12,
+        learning_rate=1e-2,
+        seed=4,
+        device=CPU,
+        margin=0.3,
+        scale=10.0,
+    )
+    assert losses[0] == pytest.approx(F.cross_entropy(10 * cosine, persons).item(), rel=1e-4)
 
 
 def test_pictures_are_embedded_one_by_one_in_order() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -443,3 +445,20 @@ def test_random_networks(draw: st.DataObject) -> None:
     model = shaken(Random(width, blocks, order), seed=draw.draw(st.integers(0, 9)))
     batch = draw.draw(st.integers(1, 4))
     assert_exact(model, *data(batch, 3, 8, 8))
+
+
+def test_a_batch_leaves_nothing_in_memory() -> None:
+    """Hooks and graph must not keep each other alive: a million samples would end in a full memory."""
+    seen: list[weakref.ref[Tensor]] = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(weakref.ref(x))
+            return x
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), Watched(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    squared_gradient_norms(model, torch.randn(5, 3, 8, 8), torch.arange(5) % 3)
+    gc.collect()
+    assert seen and all(reference() is None for reference in seen)

@@ -63,6 +63,7 @@ class Capture(TorchFunctionMode):
         self.trigger: Tensor | None = None
         self._tracked = {id(p): _Tracked(name, p) for name, p in parameters.items()}
         self._parameters = {name: _Parameter() for name in parameters}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,7 +119,8 @@ class Capture(TorchFunctionMode):
             output = _Start.apply(own, self.trigger)
         for name, use in pending:
             self._parameters[name].uses.append(use)
-        output.register_hook(lambda delta: self._arrive(pending, delta))  # type: ignore[no-untyped-call]
+        hook = output.register_hook(lambda delta: self._arrive(pending, delta))  # type: ignore[no-untyped-call]
+        self._hooks.append(hook)
         return output
 
     def _among(self, values: Sequence[Any]) -> list[_Tracked]:
@@ -169,4 +171,11 @@ class Capture(TorchFunctionMode):
                 norms[name] = squared_norm(pieces)
             elif pieces:
                 self.refused[name] = "shared by layers of different shape"
+        # Hooks hold the inputs and the graph holds the hooks: a circle that no garbage collector sees through, and
+        # that would keep every batch in memory.
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._parameters.clear()
+        self._tracked.clear()
         return norms
