@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
 
 ToInput = Callable[[Tensor, torch.device], Tensor]
 
@@ -83,7 +83,9 @@ def train_identity(
         mirrored = torch.rand(len(rows), generator=step_generator(seed, "identity", index)) < 0.5
         batch = images[rows]
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-        vectors = F.normalize(embedder(to_input(batch, device)), dim=1)
+        with torch.random.fork_rng():  # dropout takes no generator
+            torch.manual_seed(step_seed(seed, "identity dropout", index))
+            vectors = F.normalize(embedder(to_input(batch, device)), dim=1)
         person = persons[rows].to(device)
         cosine = vectors @ F.normalize(prototypes.weight, dim=1).T
         loss = F.cross_entropy(scale * (cosine - margin * F.one_hot(person, count)), person)
