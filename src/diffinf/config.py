@@ -150,7 +150,9 @@ class RepairConfig(StageConfig):
         0.2, ge=0, description="weight of the squared distance to the code as it was"
     )
     realism_weight: float = Field(0.5, ge=0, description="weight of -log p(code | label)")
-    diffusion_steps: int = Field(8, ge=1, description="network evaluations of an inversion and of a decode")
+    diffusion_steps: int = Field(
+        8, ge=1, le=1000, description="network evaluations of an inversion and of a decode"
+    )
     depth: float = Field(
         0.4, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
     )

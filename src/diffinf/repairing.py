@@ -28,6 +28,7 @@ from diffinf.workspace import Workspace
 
 UNRELIABLE = "class_unreliable"
 IDENTITY_SIZE = 64
+LEAST_PERSONS = 4  # two to train on, two to calibrate on
 
 
 class Repair:
@@ -105,10 +106,12 @@ class Repair:
         )
 
     def identity_threshold(self) -> dict[str, Any] | None:
-        """Train and calibrate the identity embedder; None where the dataset does not name persons."""
+        """Train and calibrate the identity embedder; None where the dataset does not name enough persons."""
         if self.workspace.identities is None:
             return None
         persons = np.unique(self.workspace.identities, return_inverse=True)[1]
+        if persons.max() + 1 < LEAST_PERSONS:
+            return None
         held_out, numbered = hold_out_persons(persons, 0.2, self.workspace.seed)
         spec = replace(self.workspace.spec, num_classes=IDENTITY_SIZE, class_names=())
         settings = self.workspace.config.classifier

@@ -194,9 +194,6 @@ def test_a_diverging_training_is_an_error_and_writes_no_weights(tmp_path: Path) 
     assert not list(tmp_path.glob("autoencoder*"))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=RuntimeError, reason="latent_channels is not checked against the pixels of a patch"
-)
 def test_more_components_than_a_patch_has_are_refused(tmp_path: Path) -> None:
     from diffinf.errors import UserError
 

@@ -77,9 +77,6 @@ def test_the_same_images_in_another_order_give_the_same_latents() -> None:
     torch.testing.assert_close(stage.encode(some), again.encode(some), rtol=0, atol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the sign is that of the sum, which rounding decides for antisymmetric components"
-)
 def test_signs_do_not_hang_on_rounding() -> None:
     images = pictures(30, 0)
     images = torch.cat([images, images.flip(3)])  # many components are antisymmetric: their sum is zero
@@ -101,10 +98,7 @@ def test_pictures_of_one_colour_are_no_problem() -> None:
     [
         2000,
         4000,
-        pytest.param(
-            3999,
-            marks=pytest.mark.xfail(strict=True, reason="the stride is rounded down: all 3999 are taken"),
-        ),
+        3999,
     ],
 )
 def test_at_most_two_thousand_images_are_looked_at(monkeypatch: pytest.MonkeyPatch, n: int) -> None:

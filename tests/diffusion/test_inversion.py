@@ -189,11 +189,6 @@ def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share:
     assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="neither refused nor bounded: repair.diffusion_steps has no maximum",
-)
 def test_more_steps_than_noise_levels_are_refused_or_bounded() -> None:
     from pydantic import ValidationError
 

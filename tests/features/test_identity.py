@@ -195,12 +195,7 @@ def test_a_killed_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     "extra",
     [
         [],
-        pytest.param(
-            [nn.Dropout(0.1)],
-            marks=pytest.mark.xfail(
-                strict=True, reason="dropout draws from the global generator; small_cnn has dropout"
-            ),
-        ),
+        [nn.Dropout(0.1)],
     ],
     ids=["plain", "dropout"],
 )

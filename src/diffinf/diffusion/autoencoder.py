@@ -212,20 +212,19 @@ class DiffusionAutoencoder(nn.Module):
         """
         path = directory / "autoencoder.json"
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = dict(json.loads(path.read_text(encoding="utf-8")))
             version = fields.pop("format_version", None)
             if version != FORMAT_VERSION:
                 raise UserError(f"{path}: format version {version}, this diffinf reads {FORMAT_VERSION}")
             fields["class_names"] = tuple(fields["class_names"])
             fields["unet_channels"] = tuple(fields["unet_channels"])
-            spec = AutoencoderSpec(**fields)
+            model = cls(AutoencoderSpec(**fields))
         except FileNotFoundError as error:
             raise UserError(
                 f"{path}: not there; expected an autoencoder written by train-autoencoder"
             ) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
             raise UserError(f"{path}: not an autoencoder's specification ({error})") from error
-        model = cls(spec)
         tensors = load_tensors(directory / "autoencoder.safetensors")
         try:
             model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})

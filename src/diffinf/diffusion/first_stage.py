@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class FirstStage(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/4, W/4) of zero mean, and back."""
+    """Images (B, C, H, W) in [-1, 1] to latents (B, L, H/P, W/P) of zero mean, and back."""
 
     def __init__(self, image_channels: int, latent_channels: int, patch: int) -> None:
         """Build a first stage of the right shape; `fit` gives a useful one."""
@@ -31,13 +31,15 @@ class FirstStage(nn.Module):
 
     @classmethod
     def fit(cls, images: Tensor, latent_channels: int, patch: int, whitening: float = 0.5) -> Self:
-        """Return the first stage fitted to uint8 images (N, C, H, W), H and W multiples of 4.
+        """Return the first stage fitted to uint8 images (N, C, H, W), H and W multiples of the patch side P.
 
         Args:
             images: training images; at most 2,000 of them, evenly spaced, are looked at.
-            latent_channels: components kept, at most 16·C.
+            latent_channels: components kept, at most P·P·C.
+            patch: side P of the square patches, in pixels.
+            whitening: 0 keeps the components' spread, 1 makes it equal, values in between lie in between.
         """
-        sample = images[:: max(1, len(images) // 2000)].double() / 127.5 - 1
+        sample = images[:: -(-len(images) // 2000)].double() / 127.5 - 1
         patches = F.unfold(sample, patch, stride=patch).transpose(1, 2).flatten(0, 1)  # (M, 16·C)
         mean = patches.mean(0)
         covariance = torch.cov(patches.T)
@@ -45,7 +47,10 @@ class FirstStage(nn.Module):
         variance = variance.flip(0)[:latent_channels].clamp_min(1e-8)
         basis = vectors.flip(1)[:, :latent_channels].T  # (L, 16·C)
         # The sign of an eigenvector is arbitrary: fix it, so that the same images give the same latents everywhere.
-        basis = basis * torch.where(basis.sum(1, keepdim=True) < 0, -1.0, 1.0)
+        # Entries that cancel (left against right) have no sum to go by; an uneven ramp tells those apart.
+        total, ramp = basis.sum(1, keepdim=True), torch.arange(1, basis.shape[1] + 1).double().sqrt()
+        direction = torch.where(total.abs() > 1e-8, total, (basis * ramp).sum(1, keepdim=True))
+        basis = basis * torch.where(direction < 0, -1.0, 1.0)
         stage = cls(images.shape[1], latent_channels, patch)
         stage.basis.copy_(basis.view_as(stage.basis))
         stage.mean.copy_(mean.view_as(stage.mean))
@@ -56,11 +61,11 @@ class FirstStage(nn.Module):
         return stage
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents (B, L, H/4, W/4) of images (B, C, H, W) in [-1, 1]."""
+        """Return latents (B, L, H/P, W/P) of images (B, C, H, W) in [-1, 1]."""
         tiles = (images.shape[2] // self.patch, images.shape[3] // self.patch)
         return F.conv2d(images - self.mean.tile(tiles), self.basis, stride=self.patch) / self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, C, H, W); values may leave [-1, 1] slightly."""
+        """Return images (B, C, H, W) of latents (B, L, H/P, W/P); values may leave [-1, 1] slightly."""
         tiles = (latents.shape[2], latents.shape[3])
         return F.conv_transpose2d(latents * self.scale, self.basis, stride=self.patch) + self.mean.tile(tiles)

@@ -13,6 +13,7 @@ from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import AutoencoderSpec, DiffusionAutoencoder
 from diffinf.diffusion.first_stage import FirstStage
+from diffinf.errors import UserError
 from diffinf.run import write_json
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
@@ -74,7 +75,17 @@ def train_autoencoder(
 
     Raises:
         DivergedError: a loss became NaN or infinite.
+        UserError: patches and images do not fit.
     """
+    most = config.patch_size**2 * images.shape[1]
+    if config.latent_channels > most:
+        raise UserError(
+            f"autoencoder.latent_channels: found {config.latent_channels}, but a patch has {most} values; choose fewer"
+        )
+    if images.shape[2] % config.patch_size:
+        raise UserError(
+            f"autoencoder.patch_size: {config.patch_size} does not divide the images' side of {images.shape[2]} pixels"
+        )
     spec = AutoencoderSpec(
         class_names=class_names,
         image_channels=images.shape[1],

@@ -24,14 +24,14 @@ class IdentityCalibration:
 
     Attributes:
         threshold: cosine in [-1, 1] that pairs of different persons exceed with probability 1 - quantile.
-        accepted: share of pairs of one person above the threshold.
+        accepted: share of pairs of one person above the threshold; None where nobody has two pictures.
         persons: held-out persons.
         pairs_same: pairs of one person looked at.
         pairs_other: pairs of different persons looked at.
     """
 
     threshold: float
-    accepted: float
+    accepted: float | None
     persons: int
     pairs_same: int
     pairs_other: int
@@ -135,5 +135,5 @@ def calibrate(
     upper = np.triu(np.ones_like(same), k=1)
     genuine, impostor = cosine[same & upper], cosine[~same & upper]
     threshold = float(np.quantile(impostor, quantile))
-    accepted = float((genuine >= threshold).mean()) if len(genuine) else float("nan")
+    accepted = float((genuine >= threshold).mean()) if len(genuine) else None
     return IdentityCalibration(threshold, accepted, len(np.unique(persons)), len(genuine), len(impostor))
