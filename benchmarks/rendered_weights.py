@@ -3,8 +3,8 @@
     python benchmarks/rendered_weights.py [--out runs/rendered-weights]
 
 Renders bench-1 with seed 0, scores its training split, trains the autoencoder on it with the settings of the preset
-"cpu" and copies weights and specification to src/diffinf/weights/rendered. About 40 minutes on two cores; a run that
-was interrupted goes on where it was. No truth is read.
+"cpu", but 3,000 steps, and copies weights and specification to src/diffinf/weights/rendered. About 40 minutes on two
+cores; a run that was interrupted goes on where it was. No truth is read.
 """
 
 from __future__ import annotations

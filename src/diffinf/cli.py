@@ -122,7 +122,7 @@ def demo(
 def render(
     out: Annotated[Path, typer.Argument(help="A Parquet file to write, or a folder for faces.parquet.")],
     n: Annotated[int, typer.Option("--n", help="Number of faces.")] = 6600,
-    size: Annotated[int, typer.Option(help="Side in pixels, 16 to 512.")] = 64,
+    size: Annotated[int, typer.Option(help="Side in pixels, 24 to 512.")] = 64,
     task: Annotated[str, typer.Option(help="expression or age.")] = "expression",
     identities: Annotated[int, typer.Option(help="Number of people.")] = 800,
     noise: Annotated[str, typer.Option(help="none, symmetric, asymmetric or confounded.")] = "confounded",
@@ -291,7 +291,13 @@ def _own_classifier(text: str) -> dict[str, str]:
     if folder.is_dir():
         from diffinf.run import read_json
 
-        return {"name": read_json(folder / "config.json")["name"], "checkpoint": str(folder.resolve())}
+        found = read_json(folder / "config.json")
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            raise UserError(
+                f"--classifier {text}: config.json has no name; expected a folder that diffinf wrote, or "
+                "NAME:FILE.safetensors"
+            )
+        return {"name": found["name"], "checkpoint": str(folder.resolve())}
     name, colon, file = text.partition(":")
     if not colon or not Path(file).is_file():
         raise UserError(

@@ -86,7 +86,7 @@ def _readings(workspace: Workspace, truth: Tensor) -> dict[str, Ints]:
         config=config,
         folds=workspace.config.repair.judge_folds,
         seed=workspace.seed,
-        directory=workspace.run.scratch("evaluate"),
+        directory=workspace.run.scratch("evaluate-edits"),
         device=workspace.device,
         workers=workspace.config.compare.workers,
         extra_images=second_view,

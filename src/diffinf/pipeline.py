@@ -54,6 +54,10 @@ from diffinf.scores import read_flags, score_table
 from diffinf.summary import write_summary
 from diffinf.workspace import Workspace, default_preset, resolve_device
 
+# What the stages whose results rest on others' leave: stale once the others run again.
+REPAIRED = ("edits.parquet", "repair", "surrogate", "refined")
+COMPARED = ("compare.parquet", "compare")
+
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -257,7 +261,9 @@ def score(workspace: Workspace) -> None:
         write_table(run.scores, table, class_names)
 
     key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
-    run.stage("score", key, work, outputs=("scores.parquet",))
+    if run.stage("score", key, work, outputs=("scores.parquet",)):
+        run.discard("repair", REPAIRED)
+        run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:
         key = stage_key("evaluate-scores", run.key("score"), truth.tolist())
         outputs = ("evaluation.json", "evaluation.parquet")
@@ -287,7 +293,7 @@ def train_autoencoder(workspace: Workspace) -> None:
 
     def work() -> None:
         if config.weights is not None:
-            _take_weights(config.weights, run.autoencoder)
+            _take_weights(config.weights, workspace)
             return
         from diffinf.diffusion.train import train_autoencoder as train_on
 
@@ -316,30 +322,41 @@ def _trust_key(workspace: Workspace) -> list[str]:
     return [workspace.run.key("crossfit")]
 
 
-def _take_weights(source: Path | str, target: Path) -> None:
+def _take_weights(source: Path | str, workspace: Workspace) -> None:
     """Copy a trained autoencoder into the run, so that the run is whole by itself."""
+    from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+
     shipped = files("diffinf") / "weights" / "rendered"
     with as_file(shipped) if source == "rendered" else nullcontext(Path(source)) as folder:
         if not (folder / "autoencoder.json").is_file():
             raise UserError(f"autoencoder.weights: {folder}: expected a folder with autoencoder.json in it")
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        spec, data = DiffusionAutoencoder.load(folder).spec, workspace.dataset
+        trained = (spec.class_names, spec.image_size, spec.image_channels)
+        here = (data.class_names, data.image_size, data.channels)
+        if trained != here:
+            raise UserError(
+                f"autoencoder.weights: {folder}: trained on (classes, size, channels) {trained}, the dataset has "
+                f"{here}; train one on this dataset (autoencoder.weights=null), or set data.image_size"
+            )
+        shutil.copytree(folder, workspace.run.autoencoder, dirs_exist_ok=True)
 
 
 def repair(workspace: Workspace) -> None:
     """Edit the flagged samples, gate the edits, write edits.parquet, the pictures and the refined dataset."""
     run = workspace.run
     key = stage_key("repair", run.key("score"), run.key("train-autoencoder"), workspace.config.repair)
-    outputs = ("edits.parquet", "repair", "surrogate", "refined")
-    run.stage("repair", key, lambda: repair_run(workspace), outputs=outputs)
+    if run.stage("repair", key, lambda: repair_run(workspace), outputs=REPAIRED):
+        run.discard("compare", COMPARED)
+        run.discard("evaluate-edits")
 
 
 def compare(workspace: Workspace) -> None:
     """Train the arms and keep the retrained classifier; measure against the truth where there is some."""
     run, config = workspace.run, workspace.config
     settings = config.classifier.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
-    key = stage_key("compare", run.key("repair"), settings, config.compare)
-    outputs = ("compare.parquet", "compare", "classifier/final")
-    run.stage("compare", key, lambda: compare_run(workspace), outputs=outputs)
+    compared = config.compare.model_dump(mode="json", exclude={"workers"})
+    key = stage_key("compare", run.key("repair"), settings, compared)
+    run.stage("compare", key, lambda: compare_run(workspace), outputs=COMPARED)
     if (truth := workspace.truth()) is not None:
         key = stage_key("evaluate-edits", run.key("repair"), settings, truth.tolist())
         run.stage("evaluate-edits", key, lambda: evaluate_edits(workspace, truth))

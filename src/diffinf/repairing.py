@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,11 +20,11 @@ from diffinf.data.writers import write_refined
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
 from diffinf.influence.self_influence import self_influence
-from diffinf.repair.batches import REASONS, run_batches
+from diffinf.repair.batches import REASONS, forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
-from diffinf.run import read_table, save_tensors, write_json, write_table
+from diffinf.run import make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.workspace import Workspace
 
 UNRELIABLE = "class_unreliable"
@@ -156,9 +157,11 @@ class Repair:
 
 def repair_run(workspace: Workspace) -> None:
     """Write edits.parquet, repair/pictures.safetensors, surrogate/ and refined/."""
+    forget_models()
     repair = Repair(workspace)
     run, rows = repair.run, repair.rows
     if not len(rows):
+        make_directory(run.surrogate)  # none was trained
         _write(repair, None)
         return
     workers = workspace.config.compare.workers
@@ -190,7 +193,9 @@ def repair_run(workspace: Workspace) -> None:
         "judges": str(repair.scratch / "judge"),
         "scorers": str(run.crossfit),
         "scope": workspace.config.influence.scope,
-        "influence_limits": limits.tolist(),
+        "influence_limits": [
+            x if math.isfinite(x) else None for x in limits.tolist()
+        ],  # JSON has no infinity
         "identity_threshold": None if identity is None else identity["threshold"],
         "identity": identity,
     }

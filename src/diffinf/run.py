@@ -341,6 +341,8 @@ class Run:
         resumed = marker is not None and marker["key"] == key
         if not resumed:
             with writing(self.path):
+                # The marker first: a kill in between must not leave half an output that counts as done.
+                self._marker(name).unlink(missing_ok=True)
                 for output in outputs:
                     _remove(self.path / output)
                 _remove(self.path / ".work" / name)
@@ -358,6 +360,14 @@ class Run:
         self.event(name, "end", seconds=seconds)
         _remove(self.path / ".work" / name)
         return True
+
+    def discard(self, name: str, outputs: Sequence[str] = ()) -> None:
+        """Forget a finished stage and remove its outputs: what it rests on has changed."""
+        if self.is_done(name):
+            with writing(self.path):
+                self._marker(name).unlink()
+                for output in outputs:
+                    _remove(self.path / output)
 
     def timings(self) -> dict[str, float]:
         """Return the seconds of each finished stage's last run, in the order they finished."""

@@ -97,6 +97,9 @@ def _ids_in(path: Path) -> set[str]:
     if path.suffix.lower() in (".csv", ".tsv"):
         rows = list(csv.reader(text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
         column = rows[0].index(_id_column(path, rows[0])) if rows else 0
+        short = next((number for number, row in enumerate(rows, 1) if row and len(row) <= column), None)
+        if short is not None:
+            raise UserError(f"{path}: line {short} has no column 'id'; expected a value in every row")
         return {row[column] for row in rows[1:] if row}
     return {line.strip() for line in text.splitlines() if line.strip()}
 

@@ -134,6 +134,7 @@ def calibrate(
     same = persons[:, None] == persons[None, :]
     upper = np.triu(np.ones_like(same), k=1)
     genuine, impostor = cosine[same & upper], cosine[~same & upper]
-    threshold = float(np.quantile(impostor, quantile))
+    # With nobody to be mistaken for, every edit is of the same person.
+    threshold = float(np.quantile(impostor, quantile)) if len(impostor) else -1.0
     accepted = float((genuine >= threshold).mean()) if len(genuine) else None
     return IdentityCalibration(threshold, accepted, len(np.unique(persons)), len(genuine), len(impostor))

@@ -5,6 +5,7 @@ Each batch is a job for a worker process; its result is one file, and a batch wh
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,19 @@ def _gate(scratch: str, settings: str, device: str) -> Gate:
     return Gate(
         judges=fold_models(gate["judges"]),
         scorers=fold_models(gate["scorers"]),
-        influence_limits=torch.tensor(gate["influence_limits"]),
+        influence_limits=torch.tensor([math.inf if x is None else x for x in gate["influence_limits"]]),
         scope=gate["scope"],
         embedder=load_classifier(identity, device)[0] if identity.exists() else None,
         identity_threshold=gate["identity_threshold"] or 0.0,
         config=RepairConfig.model_validate_json(settings),
         device=torch.device(device),
     )
+
+
+def forget_models() -> None:
+    """Let go of the models that this process holds: those of another repair may lie under the same paths."""
+    _autoencoder.cache_clear()
+    _gate.cache_clear()
 
 
 def _read(job: Job) -> tuple[DiffusionAutoencoder, RepairConfig, dict[str, Tensor]]:
