@@ -74,6 +74,8 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     Raises:
         UserError: the data, the settings or the directory cannot be used; the message says why.
     """
+    if config.influence.flags is not None and not config.influence.flags.is_file():
+        raise UserError(f"influence.flags: {config.influence.flags}: no such file; expected ids to repair")
     dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
     path = out or default_directory(config)
     check_output(dataset, path)
