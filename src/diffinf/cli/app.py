@@ -1,0 +1,95 @@
+"""The application, and the options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffinf import __version__
+
+app = typer.Typer(
+    name="diffinf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DatasetOrRun = Annotated[
+    str,
+    typer.Argument(help="Folder of class folders, or CSV, TSV or Parquet table; or the directory of a run."),
+]
+RunPath = Annotated[Path, typer.Argument(help="The directory of a run.")]
+
+DATA_PANEL = "Dataset"
+Image = Annotated[
+    str | None, typer.Option(help="Column with the image: path or bytes.", rich_help_panel=DATA_PANEL)
+]
+Label = Annotated[str | None, typer.Option(help="Column with the label.", rich_help_panel=DATA_PANEL)]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder that image paths start from.", rich_help_panel=DATA_PANEL)
+]
+Id = Annotated[str | None, typer.Option("--id", help="Column with a stable id.", rich_help_panel=DATA_PANEL)]
+Split = Annotated[
+    str | None, typer.Option(help="Column with train, validation, test.", rich_help_panel=DATA_PANEL)
+]
+Identity = Annotated[str | None, typer.Option(help="Column naming the person.", rich_help_panel=DATA_PANEL)]
+Truth = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column with the truth, read only to evaluate. Repeatable.", rich_help_panel=DATA_PANEL
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Use about so many samples.", rich_help_panel=DATA_PANEL)]
+Classifier = Annotated[
+    str | None,
+    typer.Option(
+        help="Your own classifier instead of the baseline: NAME:FILE.safetensors with a timm NAME, or a "
+        "folder with model.safetensors and config.json.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Flags = Annotated[
+    Path | None,
+    typer.Option(help="Ids to repair, found elsewhere: text, CSV or Parquet.", rich_help_panel=DATA_PANEL),
+]
+Seed = Annotated[int | None, typer.Option(help="Every random draw is a function of it (default 0).")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default auto).")]
+Out = Annotated[Path | None, typer.Option(help="The run's directory (default runs/NAME-KEY).")]
+Config = Annotated[Path | None, typer.Option(help="YAML file of settings, as config.yaml of a run.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="stage.field=value, such as classifier.steps=2000. Repeatable."),
+]
+Preset = Annotated[
+    str | None, typer.Option(help="cpu, gpu or tiny (default: gpu where there is one, else cpu).")
+]
+Estimate = Annotated[bool, typer.Option("--estimate", help="Print what it will cost, and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")]
+FromScratch = Annotated[
+    bool,
+    typer.Option("--from-scratch", help="Train the diffusion autoencoder instead of taking shipped weights."),
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"diffinf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Repair face-attribute datasets: find the faces that disagree with their label, and edit the image."""
+    if quiet:
+        from diffinf.progress import set_quiet
+
+        set_quiet(True)

@@ -1,0 +1,202 @@
+"""Commands that begin a run, or take one further."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffinf.cli.app import (
+    Classifier,
+    Config,
+    DatasetOrRun,
+    Device,
+    Estimate,
+    Flags,
+    Fresh,
+    FromScratch,
+    Id,
+    Identity,
+    Image,
+    Json,
+    Label,
+    Limit,
+    Out,
+    Preset,
+    Root,
+    RunPath,
+    Seed,
+    Set,
+    Split,
+    Truth,
+    app,
+)
+from diffinf.cli.settings import given, is_run, own_classifier, run_settings
+from diffinf.cli.show import show, show_costs
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's directory; the faces lie beside it.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
+    device: Device = None,
+    set_: Set = None,
+    estimate: Estimate = False,
+    as_json: Json = False,
+    fresh: Fresh = False,
+    from_scratch: FromScratch = False,
+) -> None:
+    """Render faces with confounded label noise, find it, repair it, compare, report."""
+    if not (estimate or as_json):
+        typer.echo("Rendering faces, finding the noise, repairing, retraining: about ten minutes.", err=True)
+    from diffinf.demo import demo_settings
+
+    settings = demo_settings(out, seed, given({"device": device}), set_ or [], from_scratch)
+    _execute(settings, "report", out, fresh=fresh, estimate=estimate, as_json=as_json)
+
+
+def _dataset_command(until: str, doc: str) -> Callable[..., None]:
+    """Make the command that takes a dataset as far as the stage `until`."""
+
+    def command(
+        dataset: DatasetOrRun,
+        image: Image = None,
+        label: Label = None,
+        root: Root = None,
+        id_: Id = None,
+        split: Split = None,
+        identity: Identity = None,
+        truth: Truth = None,
+        limit: Limit = None,
+        classifier: Classifier = None,
+        flags: Flags = None,
+        seed: Seed = None,
+        device: Device = None,
+        out: Out = None,
+        config: Config = None,
+        set_: Set = None,
+        preset: Preset = None,
+        from_scratch: FromScratch = False,
+        estimate: Estimate = False,
+        as_json: Json = False,
+        fresh: Fresh = False,
+    ) -> None:
+        data: dict[str, Any] = {
+            "image": image,
+            "label": label,
+            "root": root and root.resolve(),
+            "id": id_,
+            "split": split,
+        }
+        data |= {"identity": identity, "truth": truth or None, "limit": limit}
+        values: dict[str, Any] = {
+            "seed": seed,
+            "device": device,
+            "data": data,
+            "classifier": own_classifier(classifier) if classifier else {},
+            "influence": {"flags": flags and flags.resolve()},
+        }
+        settings = run_settings(dataset, given(values), config, set_ or [], preset, from_scratch)
+        path = Path(dataset) if out is None and is_run(dataset) else out
+        _execute(settings, until, path, fresh=fresh, estimate=estimate, as_json=as_json)
+
+    command.__doc__ = doc
+    return command
+
+
+app.command("run")(
+    _dataset_command(
+        "report", "Take a dataset all the way: scores, flags, edits, refined dataset, comparison, report."
+    )
+)
+app.command("train")(
+    _dataset_command("train", "Train the baseline classifier of a dataset, with checkpoints; begins a run.")
+)
+
+
+def _stage_command(until: str, doc: str) -> Callable[..., None]:
+    """Make the command that takes a run as far as the stage `until`."""
+
+    def command(
+        run: RunPath,
+        set_: Set = None,
+        device: Device = None,
+        from_scratch: FromScratch = False,
+        estimate: Estimate = False,
+        as_json: Json = False,
+    ) -> None:
+        from diffinf.run import Run
+
+        Run.open(run)  # a dataset would be taken too, but silently as another run
+        values = {} if device is None else {"device": device}
+        settings = run_settings(str(run), values, None, set_ or [], None, from_scratch)
+        _execute(settings, until, run, fresh=False, estimate=estimate, as_json=as_json)
+
+    command.__doc__ = doc
+    return command
+
+
+for _name, _doc in (
+    ("score", "Score every training sample (self-influence and others) and flag."),
+    ("train-autoencoder", "Train the diffusion autoencoder, or take its weights."),
+    ("repair", "Edit the flagged samples, gate the edits, write the refined dataset."),
+    ("compare", "Retrain: baseline, filter, relabel, resample, diffinf."),
+):
+    app.command(_name)(_stage_command(_name, _doc + " Stages before it that are not done are run first."))
+
+
+@app.command()
+def report(run: RunPath, as_json: Json = False) -> None:
+    """Write summary.json and report.html anew from the files of a run; nothing is trained."""
+    from diffinf.run import Run
+
+    taken = Run.open(run)
+    from diffinf.pipeline import write_results
+
+    write_results(taken)
+    show(taken, as_json)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images with the retrained model of a run."""
+    from diffinf.run import Run
+
+    taken = Run.open(run)
+    from diffinf.pipeline import predict_files
+
+    predictions = predict_files(taken, images, device or "auto")
+    if as_json:
+        print(json.dumps(predictions, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "class", "probability")
+    for row in predictions:
+        table.add_row(row["image"], row["label"], f"{row['probabilities'][row['label']]:.3f}")
+    Console().print(table)
+
+
+def _execute(
+    config: Any, until: str, out: Path | None, *, fresh: bool, estimate: bool, as_json: bool
+) -> None:
+    """Run or estimate the stages up to `until`, and print the result."""
+    if estimate:
+        from diffinf.estimate import estimate_costs
+
+        show_costs(estimate_costs(config, until), as_json)
+        return
+    from diffinf.pipeline import execute
+
+    show(execute(config, until=until, out=out, fresh=fresh), as_json)

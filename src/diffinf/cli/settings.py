@@ -1,0 +1,84 @@
+"""From options to the settings of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffinf.errors import UserError
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what was not given, at every depth."""
+    nested = {k: given(v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {k: v for k, v in nested.items() if v is not None and v != {}}
+
+
+def own_classifier(text: str) -> dict[str, str]:
+    """Read NAME:FILE.safetensors or a folder into the classifier's settings."""
+    folder = Path(text)
+    if folder.is_dir():
+        from diffinf.run import read_json
+
+        found = read_json(folder / "config.json")
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            raise UserError(
+                f"--classifier {text}: config.json has no name; expected a folder that diffinf wrote, or "
+                "NAME:FILE.safetensors"
+            )
+        return {"name": found["name"], "checkpoint": str(folder.resolve())}
+    name, colon, file = text.partition(":")
+    if not colon or not Path(file).is_file():
+        raise UserError(
+            f"--classifier {text}: expected NAME:FILE.safetensors (NAME as timm calls the model) or a "
+            "folder with model.safetensors and config.json, found neither"
+        )
+    return {"name": name, "checkpoint": str(Path(file).resolve())}
+
+
+def is_run(path: str) -> bool:
+    """Say whether the path is the directory of a run."""
+    from diffinf.run import Run
+
+    return Run.exists(Path(path))
+
+
+def run_settings(
+    dataset: str,
+    values: dict[str, Any],
+    file: Path | None,
+    overrides: list[str],
+    preset: str | None,
+    from_scratch: bool,
+) -> Any:
+    """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given."""
+    from diffinf.config import apply_overrides, build, make_config, merge
+    from diffinf.run import Run
+
+    if from_scratch:
+        overrides = [*overrides, "autoencoder.weights=null"]
+    if is_run(dataset):
+        if file is not None or preset is not None:
+            raise UserError(f"{dataset}: a run has its settings; change single ones with --set")
+        config = Run.open(Path(dataset)).config
+        merged = merge(config.model_dump(mode="json"), values)
+        return apply_overrides(build(type(config), merged, "options"), overrides)
+    if not Path(dataset).exists():
+        raise UserError(
+            f"{dataset}: no such file or directory; expected a folder of class folders, a table, or a run"
+        )
+    if preset not in (None, "cpu", "gpu", "tiny"):
+        raise UserError(f"--preset {preset}: expected cpu, gpu or tiny")
+    if preset is None:
+        from diffinf.workspace import (
+            default_preset,  # asks torch for a GPU: seconds that a mistake need not cost
+        )
+
+        preset = default_preset(values.get("device", "auto"))
+    return make_config(
+        str(Path(dataset).resolve()),
+        preset_name=preset,  # type: ignore[arg-type]
+        file=file,
+        values=values,
+        overrides=overrides,
+    )

@@ -1,0 +1,53 @@
+"""What a command prints when it is done."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def show(run: Any, as_json: bool) -> None:
+    """Print what a run has so far: its summary as JSON, or the arms' table and the paths."""
+    from diffinf.run import read_json
+
+    summary = read_json(run.summary)
+    if as_json:
+        print(json.dumps({"run": str(run.path), **summary}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if summary["arms"]:
+        table = Table("arm", "balanced accuracy", "95 % interval", "accuracy", "seeds")
+        for name, arm in summary["arms"].items():
+            low, high = arm["ci"]
+            interval, balanced = f"{low:.3f} to {high:.3f}", f"{arm['balanced_accuracy']:.3f}"
+            table.add_row(name, balanced, interval, f"{arm['accuracy']:.3f}", str(arm["seeds"]))
+        console.print(table)
+    if summary["flagged"] is not None:
+        parts = [f"{summary['flagged']} of {summary['dataset']['splits']['train']} training samples flagged"]
+        if summary["edited"] is not None:
+            parts += [f"{summary[name]} {name}" for name in ("edited", "kept", "relabelled", "dropped")]
+        console.print(", ".join(parts))
+    console.print(f"run: {run.path}", soft_wrap=True)
+    if run.report.exists():
+        console.print(f"report: {run.report}", soft_wrap=True)
+
+
+def show_costs(costs: list[dict[str, Any]], as_json: bool) -> None:
+    """Print the estimated costs by stage: a table, or JSON."""
+    if as_json:
+        print(json.dumps(costs, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from diffinf.progress import clock
+
+    table = Table("stage", "work", "time", title="Estimated cost on this machine")
+    for row in costs:
+        table.add_row(row["stage"], row["work"], clock(row["seconds"]))
+    table.add_section()
+    table.add_row("all", "", clock(sum(row["seconds"] for row in costs)))
+    Console().print(table)
