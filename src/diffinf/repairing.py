@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
 from diffinf.classify.model import create_classifier, save_classifier, to_input
 from diffinf.data.writers import write_refined
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.interface import load_autoencoder
 from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
 from diffinf.influence.self_influence import self_influence
 from diffinf.repair.batches import REASONS, forget_models, run_batches
@@ -45,7 +45,7 @@ class Repair:
         self.trust = torch.from_numpy(scores["label_trust"].to_numpy().copy()).float()
         self.rows = torch.nonzero(self.flagged)[:, 0]  # (M,) of the training samples
         self.labels, self.images = workspace.labels, workspace.images
-        self.model = DiffusionAutoencoder.load(self.run.autoencoder, self.device)
+        self.model = load_autoencoder(self.run.autoencoder, self.device)
         self.crossfit = load_crossfit(self.run.crossfit)
         # What the image appears to show instead of its label: the negative context of the edit.
         others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
@@ -56,8 +56,8 @@ class Repair:
         with torch.no_grad():
             codes = torch.cat(
                 [
-                    self.model.normalised(self.model.encoder(self.model.to_latents(part))).cpu()
-                    for part in torch.split(self.images, 256)
+                    self.model.code(self.model.to_latents(part)).cpu()
+                    for part in torch.split(self.images, self.model.encode_batch)
                 ]
             )
         classes = len(self.workspace.dataset.class_names)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diffinf.classify.model import ClassifierSpec, create_classifier
 from diffinf.diffusion.first_stage import FirstStage
+from diffinf.diffusion.invert import Correction, Prediction, decode, invert
 from diffinf.errors import UserError
 from diffinf.run import load_tensors, save_tensors, write_json
 
@@ -150,6 +151,9 @@ class Denoiser(nn.Module):
 class DiffusionAutoencoder(nn.Module):
     """First stage, semantic encoder, denoiser and guide, with the noise schedule and the codes' statistics."""
 
+    reads_labels = True
+    encode_batch = 256
+
     def __init__(self, spec: AutoencoderSpec) -> None:
         """Build an untrained autoencoder; `train_autoencoder` or `load` gives a useful one."""
         super().__init__()
@@ -174,6 +178,11 @@ class DiffusionAutoencoder(nn.Module):
         """Where the weights are."""
         return self.code_mean.device
 
+    @property
+    def position(self) -> float:
+        """The guide's settings count the positions of the latents themselves."""
+        return 1.0
+
     def to_latents(self, images: Tensor) -> Tensor:
         """Return latents (B, L, h, w) of uint8 images (B, C, H, W).
 
@@ -196,6 +205,50 @@ class DiffusionAutoencoder(nn.Module):
     def normalised(self, code: Tensor) -> Tensor:
         """Return codes (B, D) at zero mean and unit variance over the training set."""
         return (code - self.code_mean) / self.code_std
+
+    def raw(self, code: Tensor) -> Tensor:
+        """Return normalised codes (B, D) as the encoder gives them."""
+        return code * self.code_std + self.code_mean
+
+    def code(self, latents: Tensor) -> Tensor:
+        """Return the normalised codes (B, D) of latents (B, L, h, w)."""
+        return self.normalised(self.encoder(latents))
+
+    def context(self, code: Tensor, shares: Tensor) -> Tensor:
+        """Return the contexts (B, W) of normalised codes (B, D) and shares of the classes (B, K)."""
+        context: Tensor = self.denoiser.context(self.encoder.appearance(self.raw(code)), shares)
+        return context
+
+    def predict(self, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """Return v (B, L, h, w) for noisy latents (B, L, h, w), timesteps (B,) and contexts (B, W)."""
+        v: Tensor = self.denoiser(noisy, timestep, context)
+        return v
+
+    def invert(self, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0) -> Tensor:
+        """Return latents carried up to noise level `depth`; see `diffinf.diffusion.invert.invert`."""
+        return invert(self, latents, predict, steps=steps, depth=depth)
+
+    def decode(
+        self,
+        noisy: Tensor,
+        predict: Prediction,
+        *,
+        steps: int,
+        depth: float = 1.0,
+        correct: Correction | None = None,
+    ) -> Tensor:
+        """Return clean latents of noisy ones; see `diffinf.diffusion.invert.decode`."""
+        return decode(self, noisy, predict, steps=steps, depth=depth, correct=correct)
+
+    def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the attribute's logits (B, K) and identity vectors (B, I) of normalised codes (B, D)."""
+        raw = self.raw(code)
+        return self.encoder.attribute(raw), self.encoder.identity(raw)
+
+    def guide_logits(self, latents: Tensor) -> Tensor:
+        """Return the attribute's logits (B, K) that the guide reads in latents (B, L, h, w), through noise."""
+        logits: Tensor = self.guide(self.first_stage.decode(latents))
+        return logits
 
     def save(self, directory: Path) -> None:
         """Write weights (float16 safetensors: half the size, no visible change) and specification."""

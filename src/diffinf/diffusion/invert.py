@@ -7,13 +7,15 @@ inversion cannot be undone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+if TYPE_CHECKING:
+    from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 
-# (noisy latents (B, L, h, w), timesteps (B,)) -> v (B, L, h, w)
+# (noisy latents (B, L, h, w), timesteps (B,)) -> what the model predicts, here v, (B, L, h, w)
 Prediction = Callable[[Tensor, Tensor], Tensor]
 # (predicted clean latents (B, L, h, w), distance from the end in (0, 1]) -> clean latents
 Correction = Callable[[Tensor, float], Tensor]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,18 @@ class _Reversed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return -gradients[0]
+
+
+class Views(Protocol):
+    """Training images as latents, with estimated shares of the classes (N, K)."""
+
+    shares: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of images N."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return latents (B, L, h, w) of the images at `indices` (B,), each mirrored or not."""
 
 
 class _Material:
@@ -104,7 +117,15 @@ def train_autoencoder(
     model.first_stage = FirstStage.fit(images, config.latent_channels, config.patch_size, config.whitening)
     model.to(device)
     material = _Material(_latents(model, images), _latents(model, images.flip(3)), shares.float(), identities)
-    guide_history = _train_guide(model, material, config, seed=seed, device=device, directory=directory)
+    guide_history = train_guide(
+        model.guide,
+        model.first_stage.decode,
+        material,
+        config,
+        seed=seed,
+        device=device,
+        directory=directory,
+    )
     history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)
     _set_code_statistics(model, material)
     model.eval().requires_grad_(False).save(directory)
@@ -115,21 +136,31 @@ def train_autoencoder(
     return model
 
 
-def _train_guide(
-    model: DiffusionAutoencoder,
-    material: _Material,
+def train_guide(
+    guide: nn.Module,
+    to_pixels: Callable[[Tensor], Tensor],
+    material: Views,
     config: AutoencoderConfig,
     *,
     seed: int,
     device: torch.device,
     directory: Path,
 ) -> list[dict[str, float]]:
-    """Train the guide in place to read the attribute through noise; return the history.
+    """Train a guide in place to read the attribute through noise; return the history.
+
+    Args:
+        guide: classifier of images in [-1, 1].
+        to_pixels: latents (B, L, h, w) to images (B, C, H, W); the noise is added before.
+        material: what it is trained on.
+        config: settings.
+        seed: all randomness is a function of it.
+        device: where `guide` is.
+        directory: where the resumable state is written.
 
     A classifier that has only seen clean images has gradients that no person would call a smile. One that must read
     through noise has to rely on what is large (arXiv 1906.00945), and its gradient draws it.
     """
-    guide = model.guide.train().requires_grad_(True)
+    guide.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(guide.parameters(), lr=config.guide_learning_rate, weight_decay=0.05)
 
     def step(index: int) -> dict[str, float]:
@@ -139,7 +170,7 @@ def _train_guide(
         spread = config.guide_noise * torch.rand(len(rows), 1, 1, 1, generator=generator)
         noisy = (clean + spread * torch.randn(clean.shape, generator=generator)).to(device)
         shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
-        images = model.first_stage.decode(noisy).roll(shift, (2, 3))
+        images = to_pixels(noisy).roll(shift, (2, 3))
         with seeded(step_seed(seed, "guide dropout", index), device):
             loss = F.cross_entropy(guide(images), material.shares[rows].to(device))
         for group in optimizer.param_groups:

@@ -17,7 +17,7 @@ from diffinf.classify.crossfit import read_material
 from diffinf.classify.model import load_classifier
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import RepairConfig
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.repair.edit import Inverted, decode_edit, keep_unchanged, take_apart
 from diffinf.repair.gate import PASSED, Gate
 from diffinf.run import load_tensors, read_json, save_tensors
@@ -78,8 +78,8 @@ def run_batches(
 
 
 @cache
-def _autoencoder(directory: str, device: str) -> DiffusionAutoencoder:
-    return DiffusionAutoencoder.load(Path(directory), device)
+def _autoencoder(directory: str, device: str) -> Autoencoder:
+    return load_autoencoder(Path(directory), device)
 
 
 @cache
@@ -111,7 +111,7 @@ def forget_models() -> None:
     _gate.cache_clear()
 
 
-def _read(job: Job) -> tuple[DiffusionAutoencoder, RepairConfig, dict[str, Tensor]]:
+def _read(job: Job) -> tuple[Autoencoder, RepairConfig, dict[str, Tensor]]:
     """Return the autoencoder, the settings and this batch's rows of the material."""
     config = RepairConfig.model_validate(job["config"])
     rows = slice(job["start"], job["stop"])

@@ -16,8 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from diffinf.config import RepairConfig
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.diffusion.invert import decode, invert
+from diffinf.diffusion.interface import Autoencoder
 from diffinf.training.loop import step_generator
 
 
@@ -37,7 +36,7 @@ class Inverted:
 
 
 @torch.no_grad()
-def take_apart(model: DiffusionAutoencoder, images: Tensor, shown: Tensor, config: RepairConfig) -> Inverted:
+def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: RepairConfig) -> Inverted:
     """Invert uint8 images (B, C, H, W) and decode them back.
 
     Args:
@@ -47,22 +46,15 @@ def take_apart(model: DiffusionAutoencoder, images: Tensor, shown: Tensor, confi
         config: settings.
     """
     latents = model.to_latents(images)
-    code = model.normalised(model.encoder(latents))
-    context = _context(model, code, shown)
+    code = model.code(latents)
+    context = model.context(code, shown)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        v: Tensor = model.denoiser(noisy, t, context)
-        return v
+        return model.predict(noisy, t, context)
 
-    noisy = invert(model, latents, predict, steps=config.diffusion_steps, depth=config.depth)
-    back = decode(model, noisy, predict, steps=config.diffusion_steps, depth=config.depth)
+    noisy = model.invert(latents, predict, steps=config.diffusion_steps, depth=config.depth)
+    back = model.decode(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return Inverted(code, noisy, model.to_images(back))
-
-
-def _context(model: DiffusionAutoencoder, code: Tensor, shares: Tensor) -> Tensor:
-    raw = code * model.code_std + model.code_mean
-    context: Tensor = model.denoiser.context(model.encoder.appearance(raw), shares)
-    return context
 
 
 def negative_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -75,7 +67,7 @@ def negative_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tenso
 
 @torch.no_grad()
 def decode_edit(
-    model: DiffusionAutoencoder,
+    model: Autoencoder,
     parts: Inverted,
     code: Tensor,
     labels: Tensor,
@@ -97,11 +89,12 @@ def decode_edit(
     share = min(strength, 1.0)
     moved = parts.code + share * (code - parts.code)
     assigned = F.one_hot(labels, shown.shape[1]).float()
-    contexts = torch.cat([_context(model, moved, assigned), _context(model, moved, shown)])
+    away = moved if model.reads_labels else parts.code
+    contexts = torch.cat([model.context(moved, assigned), model.context(away, shown)])
     scale = share * (1 + config.guidance) - 1  # at strength 0 the negative context alone is left
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        positive, negative = model.denoiser(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
+        positive, negative = model.predict(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
         return negative_guidance(positive, negative, scale)
 
     def correct(clean: Tensor, remaining: float) -> Tensor:
@@ -110,15 +103,13 @@ def decode_edit(
             return clean
         return guided(model, clean, labels, strength * config.guide_scale, config)
 
-    latents = decode(
-        model, parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth, correct=correct
+    latents = model.decode(
+        parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth, correct=correct
     )
     return model.to_images(latents)
 
 
-def guided(
-    model: DiffusionAutoencoder, clean: Tensor, labels: Tensor, scale: float, config: RepairConfig
-) -> Tensor:
+def guided(model: Autoencoder, clean: Tensor, labels: Tensor, scale: float, config: RepairConfig) -> Tensor:
     """Move predicted clean latents (B, L, h, w) towards showing `labels` (B,), by the gradient of the guide.
 
     Classifier guidance on the predicted clean latents (arXiv 2105.05233, 2302.07121) with a guide that reads
@@ -131,11 +122,11 @@ def guided(
     noise = config.guide_noise * torch.randn(clean.shape[1:], generator=generator).to(clean.device)
     with torch.enable_grad():
         moved = clean.detach().requires_grad_(True)
-        images = model.first_stage.decode(torch.cat([moved + noise, moved - noise]))
-        error = F.cross_entropy(model.guide(images), labels.repeat(2), reduction="sum")
+        logits = model.guide_logits(torch.cat([moved + noise, moved - noise]))
+        error = F.cross_entropy(logits, labels.repeat(2), reduction="sum")
         (gradient,) = torch.autograd.grad(-error, moved)
-    gradient = gradient - _blurred(gradient, config.guide_smoothness)
-    strength = _blurred(gradient.square().sum(1, keepdim=True), 0.8)  # (B, 1, h, w)
+    gradient = gradient - _blurred(gradient, config.guide_smoothness * model.position)
+    strength = _blurred(gradient.square().sum(1, keepdim=True), 0.8 * model.position)  # (B, 1, h, w)
     least = strength.flatten(1).quantile(1 - config.guide_share, dim=1)[:, None, None, None]
     gradient = gradient * (strength >= least)
     size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-12)

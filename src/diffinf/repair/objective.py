@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from diffinf.config import RepairConfig
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.interface import Autoencoder
 from diffinf.repair.surrogate import Surrogate
 
 
@@ -44,7 +44,7 @@ class CodePrior:
 
 
 def objective_terms(
-    model: DiffusionAutoencoder,
+    model: Autoencoder,
     surrogate: Surrogate,
     prior: CodePrior,
     code: Tensor,
@@ -61,20 +61,20 @@ def objective_terms(
         start: normalised codes (B, D) of the images as they are.
         labels: assigned labels (B,).
     """
-    raw, raw_start = (c * model.code_std + model.code_mean for c in (code, start))
-    encoder = model.encoder
+    logits, identity = model.read_code(code)
+    _, identity_start = model.read_code(start)
     return {
-        "label": F.cross_entropy(encoder.attribute(raw), labels, reduction="none"),
+        "label": F.cross_entropy(logits, labels, reduction="none"),
         # -log(1 - P(high influence)): its gradient does not vanish where the surrogate is sure.
         "influence": F.softplus(surrogate(code, labels)),
-        "identity": 1 - (encoder.identity(raw) * encoder.identity(raw_start)).sum(1),
+        "identity": 1 - (identity * identity_start).sum(1),
         "proximity": (code - start).square().mean(1),
         "realism": prior.energy(code, labels),
     }
 
 
 def optimise_codes(
-    model: DiffusionAutoencoder,
+    model: Autoencoder,
     surrogate: Surrogate,
     prior: CodePrior,
     start: Tensor,
