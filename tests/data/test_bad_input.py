@@ -59,13 +59,16 @@ def test_two_rows_with_one_id(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "value"), [(".csv", ""), (".csv", "NaN"), (".parquet", None), (".parquet", "")]
 )
-def test_missing_labels_are_named(tmp_path: Path, suffix: str, value: str | None) -> None:
+def test_missing_labels_are_left_out_and_counted(tmp_path: Path, suffix: str, value: str | None) -> None:
     def edit(rows: list[dict[str, Any]]) -> None:
         for index in range(2, 9):
             rows[index]["label"] = value
 
-    words = ("no label", "img/002.png", "img/006.png", "2 more")
-    refused(edited(tmp_path, edit, suffix), *words, **TABLE)
+    dataset = open_dataset(edited(tmp_path, edit, suffix), DataConfig(**TABLE))
+    assert [entry.id for entry in dataset.quarantine] == [f"img/{index:03}.png" for index in range(2, 9)]
+    assert all("no label" in entry.reason for entry in dataset.quarantine) and len(dataset) == 29
+    (said,) = [sentence for sentence in dataset.notes if "no label" in sentence]
+    assert said.startswith("7 rows left out, img/002.png") and "2 more" in said
 
 
 def test_missing_number_labels(tmp_path: Path) -> None:
@@ -73,7 +76,14 @@ def test_missing_number_labels(tmp_path: Path) -> None:
         for index, row in enumerate(rows):
             row["label"] = float("nan") if index == 5 else float(index % 3)
 
-    refused(edited(tmp_path, edit, ".parquet"), "no label", "img/005.png")
+    dataset = open_dataset(edited(tmp_path, edit, ".parquet"), DataConfig())
+    assert [entry.id for entry in dataset.quarantine] == ["img/005.png"]
+    assert dataset.class_names == ("0", "1", "2")
+
+
+def test_no_label_at_all(tmp_path: Path) -> None:
+    rows = [{**row, "label": ""} for row in make_rows()]
+    refused(make_table(tmp_path, rows), "not one of 36 rows", "img/000.png", "no label", **TABLE)
 
 
 def test_labels_that_are_no_classes(tmp_path: Path) -> None:

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import io
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, PngImagePlugin
 
-from diffinf.data.images import UnreadableImageError, decode_image, reencode, square
+from diffinf.data.images import (
+    UnreadableImageError,
+    decode_image,
+    image_header,
+    max_file_bytes,
+    reencode,
+    square,
+)
 
 LIMIT = 10_000
 
@@ -91,6 +102,12 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode_image(bomb, max_pixels=50_000_000)
 
 
+def test_a_line_of_pixels_is_refused() -> None:
+    strip = encode(Image.new("1", (1, 70_000)))
+    with pytest.raises(UnreadableImageError, match="side of more than 65535"):
+        decode_image(strip, max_pixels=50_000_000)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -133,6 +150,159 @@ def test_damaged_files_decode_or_are_refused_and_nothing_else() -> None:
             assert pixels.shape == (3, 16, 16) and pixels.dtype == np.uint8
             outcomes[True] += 1
     assert min(outcomes.values()) > 40
+
+
+RGB = Image.fromarray((np.asarray(colour(20)) * 0.8 + noise((20, 20, 3)) * 0.2).astype(np.uint8))
+GREY = RGB.convert("L")
+ANIMATION = {"save_all": True, "append_images": [GREY.convert("RGB")]}
+FILES: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+    "png": (RGB, "PNG", {}),
+    "png palette": (RGB.convert("P"), "PNG", {}),
+    "png 16 bit": (Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257), "PNG", {}),
+    "jpeg": (RGB, "JPEG", {}),
+    "jpeg progressive": (RGB, "JPEG", {"progressive": True}),
+    "jpeg restarts": (RGB, "JPEG", {"restart_marker_blocks": 1}),
+    "jpeg cmyk": (RGB.convert("CMYK"), "JPEG", {}),
+    "webp": (RGB, "WEBP", {}),
+    "webp lossless": (RGB, "WEBP", {"lossless": True}),
+    "webp animation": (RGB, "WEBP", ANIMATION),
+    "gif": (GREY, "GIF", {}),
+    "gif animation": (GREY, "GIF", ANIMATION),
+    "bmp": (RGB, "BMP", {}),
+    "tiff": (RGB, "TIFF", {}),
+    "tiff deflate": (RGB, "TIFF", {"compression": "tiff_deflate"}),
+    "ppm": (RGB, "PPM", {}),
+    "jpeg 2000": (RGB, "JPEG2000", {}),
+    "jpeg 2000 tiles": (RGB, "JPEG2000", {"tile_size": (8, 8)}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_is_refused_or_shows_the_whole_image(name: str) -> None:
+    image, kind, options = FILES[name]
+    data = encode(image, kind, **options)
+    whole = np.asarray(decode_image(data, max_pixels=LIMIT))
+    refused = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for end in range(len(data)):
+            try:
+                pixels = decode_image(data[:end], max_pixels=LIMIT)
+            except UnreadableImageError:
+                refused += 1
+            else:  # what is missing came after the pixels
+                np.testing.assert_array_equal(np.asarray(pixels), whole)
+    assert refused > 0.9 * len(data)
+
+
+def test_a_file_with_more_bytes_than_its_pixels_can_need_is_refused() -> None:
+    data = encode(RGB)
+    with pytest.raises(UnreadableImageError, match="bytes, see max_pixels"):
+        decode_image(data + bytes(max_file_bytes(LIMIT)), max_pixels=LIMIT)
+
+
+def test_sixteen_bit_colour_and_grey_with_alpha() -> None:
+    # Pillow cannot write 16-bit RGB: a PPM with a maximum of 65535 is one.
+    values = (np.arange(4 * 4 * 3) * 1000).astype(">u2").reshape(4, 4, 3)
+    image = decode_image(b"P6 4 4 65535\n" + values.tobytes(), max_pixels=LIMIT)
+    assert image.mode == "RGB"
+    assert np.abs(np.asarray(image) - values / 257).max() <= 1
+    pixels = np.zeros((4, 4, 2), dtype=np.uint8)
+    pixels[:2, :, 1] = 255
+    image = decode_image(encode(Image.fromarray(pixels, "LA")), max_pixels=LIMIT)
+    assert image.mode == "L"
+    assert (np.asarray(image) == np.repeat([0, 0, 255, 255], 4).reshape(4, 4)).all()
+
+
+def profile(name: str = "LAB") -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+
+
+def swapped_profile() -> bytes:
+    """sRGB with red and green exchanged, so that its effect is plain to see."""
+    data = bytearray(profile("sRGB"))
+    count = int.from_bytes(data[128:132])
+    tags = {bytes(data[at : at + 4]): at for at in range(132, 132 + 12 * count, 12)}
+    red, green = tags[b"rXYZ"] + 4, tags[b"gXYZ"] + 4
+    data[red : red + 8], data[green : green + 8] = data[green : green + 8], data[red : red + 8]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_colour_profiles_are_ignored_or_applied(kind: str) -> None:
+    data = encode(Image.new("RGB", (8, 8), (255, 0, 0)), kind, icc_profile=swapped_profile())
+    plain = np.asarray(decode_image(data, max_pixels=LIMIT)).mean(axis=(0, 1))
+    managed = np.asarray(decode_image(data, max_pixels=LIMIT, icc=True)).mean(axis=(0, 1))
+    assert plain[0] > 250 and plain[1] < 5
+    assert managed[1] > 250 and managed[0] < 5
+
+
+@pytest.mark.parametrize("broken", [b"no profile", b"", swapped_profile()[:300], profile("LAB")])
+def test_a_profile_that_does_not_fit_changes_nothing(broken: bytes) -> None:
+    for image in (RGB, GREY, RGB.convert("RGBA"), RGB.convert("P")):
+        data = encode(image, icc_profile=broken)
+        expected = np.asarray(decode_image(data, max_pixels=LIMIT))
+        np.testing.assert_array_equal(np.asarray(decode_image(data, max_pixels=LIMIT, icc=True)), expected)
+
+
+def test_cmyk_with_a_profile_that_does_not_fit_is_converted_without() -> None:
+    data = encode(RGB.convert("CMYK"), "JPEG", icc_profile=swapped_profile())
+    assert decode_image(data, max_pixels=LIMIT, icc=True).mode == "RGB"
+
+
+def by_the_plugin(data: bytes) -> Image.Image | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+            image.load()
+        except Exception:
+            return None
+    return image
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 1), (5, 9), (40, 3), (48, 48), (7, 6, 3), (33, 20, 3)]),
+    seed=st.integers(0, 99),
+    smooth=st.booleans(),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), max_size=3),
+)
+def test_plain_png_files_decode_as_pillow_decodes_them(
+    shape: tuple[int, ...], seed: int, smooth: bool, flips: list[tuple[int, int]]
+) -> None:
+    pixels = np.sort(noise(shape, seed), axis=1) if smooth else noise(shape, seed)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", "x")
+    data = bytearray(encode(Image.fromarray(pixels), pnginfo=info))
+    for place, bit in flips:
+        data[place % len(data)] ^= 1 << bit
+    expected = by_the_plugin(bytes(data))
+    try:
+        image = decode_image(bytes(data), max_pixels=LIMIT)
+    except UnreadableImageError:
+        assert expected is None or expected.mode not in ("L", "RGB") or flips
+    else:
+        assert expected is not None
+        if expected.mode == image.mode:
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+@pytest.mark.parametrize("options", [{"transparency": 0}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01"}])
+def test_png_files_with_more_than_pixels_are_left_to_pillow(options: dict[str, Any]) -> None:
+    if "exif" in options:
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        options = {"exif": exif}
+    image = decode_image(encode(Image.fromarray(np.array([[0, 9]], dtype=np.uint8)), **options), max_pixels=9)
+    assert np.asarray(image).tolist() == ([[9, 0]] if "exif" in options else [[255, 9]])
+
+
+def test_headers() -> None:
+    assert image_header(encode(RGB.convert("P"), "GIF")) == ("GIF", "P", 20, 20)
+    assert image_header(encode(RGB.convert("CMYK"), "JPEG")) == ("JPEG", "CMYK", 20, 20)
+    with pytest.raises(UnreadableImageError, match="header"):
+        image_header(b"x")
 
 
 def test_square_takes_the_centre() -> None:

@@ -209,13 +209,16 @@ def test_absolute_paths_below_the_root_become_relative(tmp_path: Path) -> None:
 def test_untouched_files_are_links_only_on_request(tmp_path: Path) -> None:
     dataset = open_dataset(make_folders(tmp_path / "source"), DataConfig())
     sample = str(dataset.ids[dataset.rows("train")[0]])
-    for name, link in (("copied", False), ("linked", True)):
+    for name, link in (("copied", None), ("linked", "hard")):
         write_refined(dataset, {sample: picture(9)}, [], {}, tmp_path / name, link=link)
         links = {
             str(other): (tmp_path / "source" / other).samefile(tmp_path / name / other)
             for other in dataset.ids
         }
-        assert not links.pop(sample) and set(links.values()) == {link}
+        assert not links.pop(sample) and set(links.values()) == {link == "hard"}
+    by_setting = open_dataset(tmp_path / "source", DataConfig(link="hard"))
+    write_refined(by_setting, {}, [], {}, tmp_path / "set")
+    assert (tmp_path / "set" / sample).samefile(tmp_path / "source" / sample)
 
 
 def test_an_earlier_result_is_replaced_only_on_request(tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_an_earlier_result_is_replaced_only_on_request(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "precious").exists()
     (tmp_path / ".out.partial").mkdir()  # of a killed process
     write_refined(dataset, {}, [], {}, tmp_path / "out", replace=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.provenance.parquet", "source"]
     assert not (tmp_path / "out" / "precious").exists()
 
 

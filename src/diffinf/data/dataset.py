@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from diffinf.data.images import UnreadableImageError, decode_image, in_threads, square
 from diffinf.data.readers import SPLITS, DatasetSource, ImageStore, Quarantined, Records, read_records
 from diffinf.data.readers.base import printable
+from diffinf.data.readers.classes import name_classes
 from diffinf.data.readers.columns import ColumnFiles, to_numpy
+from diffinf.data.readers.labels import spelling_variants
 from diffinf.data.splits import assign_splits, limited
 from diffinf.errors import UserError
 from diffinf.progress import note, progress_bar
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
 IMAGE_SIZES = (32, 48, 64, 96, 128)
-_NAMED = 5  # ids named in a message
+_MANY_CLASSES = 20  # numbers as classes: probably to be cut into bins
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +41,12 @@ class FaceDataset:
         labels: (N,) int64, index into `class_names`.
         class_names: in the source's order where it has one, else sorted (numbers by value).
         splits: (N,) str, each "train", "validation" or "test".
+        ordered: the classes rise along a scale: bins of a number, age groups.
         identities: (N,) str, who is shown (the id where that is unknown); None if the source does not say.
-        quarantine: samples left out because their image cannot be read.
+        groups: name -> (N,) str of a column named in `DataConfig.groups`; "" where it is missing.
+        carried: name -> array of N rows that the source holds beside the labels, such as votes; no training
+            reads them.
+        quarantine: samples left out because their image cannot be read, or their label is missing.
         source: where the dataset lies and in which layout.
         fingerprint: sha256 over class names, ids, labels, splits and image bytes, not the order on disk.
         image_size: side in pixels for networks: as configured, else the largest of 32, 48, 64, 96 and 128
@@ -53,6 +59,7 @@ class FaceDataset:
         sha256: N hex digests, see `source_sha256`.
         max_pixels: limit of decoding.
         truth_columns: see `truth`.
+        link: "copy" or "hard", how untouched files come into the refined dataset.
     """
 
     ids: NDArray[np.str_]
@@ -72,6 +79,10 @@ class FaceDataset:
     sha256: tuple[str, ...]
     max_pixels: int
     truth_columns: tuple[str, ...]
+    ordered: bool = False
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    link: Literal["copy", "hard"] = "copy"
 
     def __len__(self) -> int:
         """N."""
@@ -156,7 +167,7 @@ class FaceDataset:
         if "truth_label" not in self.truth_columns:
             return None
         table = ColumnFiles(self.source.files)
-        texts = table.text("truth_label", f"{self.source.path}: column 'truth_label'")
+        texts = table.text("truth_label", f"{self.source.name}: column 'truth_label'")
         # Plain codes beside a ClassLabel column mean its classes.
         codes = {name: code for code, name in enumerate(self.class_names)}
         if not any(text in codes for text in texts):
@@ -178,27 +189,27 @@ class FaceDataset:
 
 
 def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> FaceDataset:
-    """Open class folders, a CSV, TSV or Parquet table, or a folder of Parquet files.
+    """Open a dataset in any layout that `diffinf.data.readers.READERS` knows.
 
-    Every image is decoded once; those that cannot be are put into quarantine with the reason. Given splits
-    are kept; missing ones are made by a hash of the id (70 / 10 / 20 %).
+    Every image is decoded once; those that cannot be are put into quarantine with the reason, and so are rows
+    without a label. Given splits are kept; missing ones are made by a hash of the id (70 / 10 / 20 %).
 
     Args:
-        path: folder or file.
-        config: names of columns, root, limit, limits of decoding.
+        path: folder, file, or a table's URL, which fsspec reads ("zip://faces.csv::faces.zip").
+        config: layout, names of columns, root, bins, limit, limits of decoding.
         seed: decides which samples a `limit` keeps.
 
     Raises:
-        UserError: nothing at `path`, a column that is not there, a missing label, an id that occurs twice, a
-            path out of the root, a class with fewer than two training samples, no readable image.
+        UserError: nothing at `path`, a column that is not there, no label, an id that occurs twice, a path
+            out of the root, a class with fewer than two training samples, no readable image.
     """
-    records = read_records(Path(path), config)
+    records = read_records(path, config)
     _check_ids(records)
-    _check_labels(records)
-    splits, notes = assign_splits(records)
-    labels = [str(label) for label in records.labels]  # none is None any more
-    _check_classes(records, range(len(labels)), splits, "")
-    kept = limited(records.ids, splits, labels, config.limit or len(labels), seed)
+    notes = name_classes(records, config)
+    sound = [row for row in range(len(records.ids)) if row not in records.faults]
+    splits, decided = assign_splits(records, sound)
+    _check_classes(records, sound, splits, "")
+    kept = _kept(records, sound, splits, config.limit, seed)
     checked, quarantine = _verify(records, kept, config.max_pixels)
     rows = sorted(checked, key=lambda row: records.ids[row])
     if not rows:
@@ -211,7 +222,19 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
     if config.limit is not None:
         hint += f" (--limit {config.limit}: raise it)"
     _check_classes(records, rows, splits, hint)
-    return _assemble(records, rows, splits, checked, quarantine, notes, config)
+    for row, reason in records.faults.items():
+        quarantine[row] = Quarantined(records.ids[row], _name(records, row), reason)
+    return _assemble(records, rows, splits, checked, quarantine, [*decided, *notes], config)
+
+
+def _kept(
+    records: Records, sound: list[int], splits: Sequence[str], limit: int | None, seed: int
+) -> list[int]:
+    """Rows that are sound and within the limit, ascending."""
+    ids = [records.ids[row] for row in sound]
+    labels = [str(records.labels[row]) for row in sound]
+    chosen = limited(ids, [splits[row] for row in sound], labels, limit or len(sound), seed)
+    return [sound[number] for number in chosen]
 
 
 @dataclass(frozen=True)
@@ -233,8 +256,7 @@ def _verify(
                 data = records.images.read(row)
                 image = decode_image(data, max_pixels=max_pixels)
             except UnreadableImageError as error:
-                name = printable(records.images.name(row)) or records.places[row]
-                results.append((row, Quarantined(records.ids[row], name, str(error))))
+                results.append((row, Quarantined(records.ids[row], _name(records, row), str(error))))
             else:
                 digest = hashlib.sha256(data).hexdigest()
                 results.append((row, _Checked(digest, min(image.size), image.mode == "L")))
@@ -263,14 +285,9 @@ def _check_ids(records: Records) -> None:
         seen[sample] = row
 
 
-def _check_labels(records: Records) -> None:
-    missing = [records.ids[row] for row, label in enumerate(records.labels) if label is None]
-    if missing:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        raise UserError(
-            f"{records.source.path}: no label (empty, null or NaN) for {', '.join(missing[:_NAMED])}{more};"
-            " fill the labels in, or remove these rows"
-        )
+def _name(records: Records, row: int) -> str:
+    """What a quarantined sample is called: its path, else where its row is."""
+    return printable(records.images.name(row)) or records.places[row]
 
 
 def _check_classes(records: Records, rows: Sequence[int], splits: Sequence[str], hint: str) -> None:
@@ -281,13 +298,18 @@ def _check_classes(records: Records, rows: Sequence[int], splits: Sequence[str],
     if few:
         amount = "1 sample" if counts[few[0]] else "no sample"
         also = f"; so have {', '.join(few[1:])}" if few[1:] else ""
+        advice = "add samples, or merge or remove the class"
+        if len(present) > _MANY_CLASSES and all(label.isdecimal() for label in present):
+            advice = "cut the numbers into classes with data.bins"
+        elif spelling_variants([*present]):
+            advice = "take spellings of a class together with data.normalise_labels=true"
         raise UserError(
-            f"{records.source.path}: class {few[0]!r} has {amount} in train{hint}, expected at least 2{also}:"
-            " add samples, or merge or remove the class"
+            f"{records.source.name}: class {few[0]!r} has {amount} in train{hint}, expected at least 2{also}:"
+            f" {advice}"
         )
     if len(present) < 2:
         raise UserError(
-            f"{records.source.path}: the only label is {present.pop()!r}; expected several classes"
+            f"{records.source.name}: the only label is {present.pop()!r}; expected several classes"
         )
 
 
@@ -322,7 +344,7 @@ def _assemble(
         notes = [*notes, "the column 'split' is not used; name it with --split if it holds the splits"]
     left_out = sorted(quarantine, key=lambda row: quarantine[row].id)
     for sentence in notes:
-        note(f"{records.source.path.name}: {sentence}")
+        note(f"{records.source.title or records.source.path.name}: {sentence}")
     return FaceDataset(
         ids=np.array([records.ids[row] for row in rows], dtype=np.str_),
         labels=np.array([codes[str(records.labels[row])] for row in rows], dtype=np.int64),
@@ -343,4 +365,11 @@ def _assemble(
         sha256=tuple(checked[row].sha256 for row in rows),
         max_pixels=config.max_pixels,
         truth_columns=tuple(name for name in columns if name.startswith("truth") or name in config.truth),
+        ordered=records.ordered,
+        groups={
+            name: np.array([values[row] or "" for row in rows], dtype=np.str_)
+            for name, values in records.groups.items()
+        },
+        carried={name: values[list(rows)] for name, values in records.carried.items()},
+        link=config.link,
     )

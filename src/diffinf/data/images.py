@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from PIL import Image, ImageMode, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageMode, ImageOps, UnidentifiedImageError
 
 # Raster formats with decoders that are fuzzed upstream; none starts a program (EPS) or follows references.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -19,7 +21,12 @@ SUFFIXES = frozenset({
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2",
 })  # fmt: skip
+MAX_SIDE = 2**16 - 1  # JPEG's; decoders work by the row, and some take minutes over millions of rows
 _EXIF_ORIENTATION = 0x0112
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Chunks beside which grey or RGB pixels mean the same: no palette, transparency, orientation, profile, frames.
+_PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME", b"sRGB", b"gAMA"})
+_J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _LOSSY = {"quality": 95}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {**_LOSSY, "subsampling": 0},
@@ -40,41 +47,114 @@ def max_file_bytes(max_pixels: int) -> int:
     return 8 * max_pixels + 2**20
 
 
-def decode_image(data: bytes, *, max_pixels: int, least_side: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, *, max_pixels: int, least_side: int | None = None, icc: bool = False
+) -> Image.Image:
     """Decode to an 8-bit grey ("L") or colour ("RGB") image, upright.
 
     EXIF orientation is applied; of an animation the first frame counts; 16-bit grey is scaled to 8; palettes
-    and CMYK become RGB; transparency is laid on white. Colour profiles are ignored.
+    and CMYK become RGB; transparency is laid on white. A file that was cut short is refused, never filled up.
 
     Args:
         data: the encoded file.
-        max_pixels: width x height allowed, judged by the header before anything is decoded.
+        max_pixels: width x height allowed, judged by the header before anything is decoded; `max_file_bytes`
+            of it is the most bytes allowed, `MAX_SIDE` the longest side.
         least_side: a JPEG may be decoded at a reduced scale whose sides are no smaller than this.
+        icc: convert colours by the file's colour profile to sRGB. Without it profiles are ignored, as they
+            are where a profile does not fit the pixels.
 
     Raises:
         UnreadableImageError: not an image, a format outside `FORMATS`, truncated, damaged or too large.
     """
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
+    if len(data) > max_file_bytes(max_pixels):
+        raise UnreadableImageError(f"larger than {max_file_bytes(max_pixels)} bytes, see max_pixels")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise UnreadableImageError(f"{width} x {height} is more than max_pixels = {max_pixels}")
+        plain = _plain_png(data, max_pixels)
+        if plain is not None:
+            return plain
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*image.size, max_pixels)
         if least_side is not None:
             image.draft(None, (least_side, least_side))
+        if image.format == "JPEG2000" and data.find(_J2K_END, data.find(_J2K_START)) < 0:
+            raise UnreadableImageError("truncated (no end of codestream)")  # missing tiles come out black
         image.load()
-        return _eight_bits(_upright(image))
+        profile = image.info.get("icc_profile") if icc else None
+        image = _upright(image)
+        if profile and image.mode == "CMYK":
+            image = _to_srgb(image, profile)
+        return _to_srgb(_eight_bits(image), profile) if profile else _eight_bits(image)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"not an image in a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"more than max_pixels = {max_pixels}") from error
+        raise UnreadableImageError(f"more than max_pixels = {max_pixels}, or than Pillow allows") from error
     except (
         Exception
     ) as error:  # decoders fed damaged bytes raise nearly anything: ValueError, struct.error ...
         raise UnreadableImageError(f"damaged or truncated ({_one_line(error)})") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImageError(f"{width} x {height} is more than max_pixels = {max_pixels}")
+    if max(width, height) > MAX_SIDE:
+        raise UnreadableImageError(f"{width} x {height} has a side of more than {MAX_SIDE} pixels")
+
+
+def _plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
+    """A sound PNG of 8-bit grey or RGB rows and nothing special; None for all else, damaged files too.
+
+    Pillow's decoder without its plugin, whose bookkeeping costs as much as the pixels of a small face.
+    """
+    if not data.startswith(_PNG) or data[12:16] != b"IHDR" or len(data) < 45:
+        return None
+    position, kind, rows = len(_PNG), b"", []
+    while kind != b"IEND":
+        if position + 12 > len(data):
+            return None
+        length, kind = struct.unpack_from(">I4s", data, position)
+        body = data[position + 4 : position + 8 + length]  # the kind as well: the checksum covers it
+        position += 12 + length
+        if kind not in _PLAIN_CHUNKS or data[position - 4 : position] != zlib.crc32(body).to_bytes(4):
+            return None
+        if kind == b"IDAT":
+            rows.append(body[4:])
+    width, height, *layout = struct.unpack_from(">IIBBBBB", data, 16)
+    mode = {(8, 0, 0, 0, 0): "L", (8, 2, 0, 0, 0): "RGB"}.get(tuple(layout))  # bits, colour ..., interlacing
+    if mode is None or width == 0 or height == 0:
+        return None
+    _check_size(width, height, max_pixels)
+    try:
+        return Image.frombytes(mode, (width, height), b"".join(rows), "zip", mode, 0)
+    except ValueError:
+        return None
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Colours by an embedded profile; as they are where it is broken or made for another mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    return image if converted is None else converted.convert("L" if image.mode == "L" else "RGB")
+
+
+def image_header(data: bytes) -> tuple[str, str, int, int]:
+    """What the header says of a file: (format, mode, width, height), such as ("PNG", "P", 178, 218).
+
+    Raises:
+        UnreadableImageError: not an image in one of `FORMATS`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception as error:
+        raise UnreadableImageError(f"no header of an image ({_one_line(error)})") from error
+    return str(image.format), image.mode, *image.size
 
 
 def _one_line(error: Exception) -> str:

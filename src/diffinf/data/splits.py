@@ -18,8 +18,10 @@ def _position(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
 
 
-def assign_splits(records: Records) -> tuple[list[str], list[str]]:
+def assign_splits(records: Records, rows: Sequence[int] | None = None) -> tuple[list[str], list[str]]:
     """The split of each row, and notes on what was decided here.
+
+    Only `rows` (default: all) count when it is asked which splits there are.
 
     Without splits: 70 % train, 10 % validation, 20 % test, by sha256 of the identity, else of the id. A split
     that the dataset lacks is taken out of train the same way (validation 10 %, test 20 % of it). A row keeps
@@ -36,17 +38,18 @@ def assign_splits(records: Records) -> tuple[list[str], list[str]]:
     else:
         splits = [_known_split(text, records.places[row]) for row, text in enumerate(records.splits)]
         notes = []
-    missing = [split for split in SPLITS if split not in splits]
+    counted = range(len(splits)) if rows is None else rows
+    missing = [split for split in SPLITS if all(splits[row] != split for row in counted)]
     if "train" in missing:
-        raise UserError(f"{records.source.path}: no row is in the train split; expected some: see --split")
+        raise UserError(f"{records.source.name}: no row is in the train split; expected some: see --split")
     if missing:
         splits = [_carve(split, key, missing) for split, key in zip(splits, keys, strict=True)]
         if records.splits is not None:
             notes = [f"no {split} split given: taken out of train by a hash of the id" for split in missing]
     for split in SPLITS:
-        if split not in splits:
+        if all(splits[row] != split for row in counted):
             raise UserError(
-                f"{records.source.path}: {len(splits)} samples are too few to take a {split} split from;"
+                f"{records.source.name}: {len(counted)} samples are too few to take a {split} split from;"
                 " add samples, or give splits of your own (--split, or folders train, validation, test)"
             )
     return splits, notes

@@ -8,16 +8,18 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+from diffinf.data.card import dataset_card, provenance, provenance_path
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.images import UnreadableImageError, reencode
-from diffinf.data.readers.base import relative_inside, resolve_inside
-from diffinf.data.readers.embedded import EmbeddedStore
+from diffinf.data.readers.base import Edits, relative_inside, resolve_inside
 from diffinf.data.readers.folders import moved_name
 from diffinf.data.table_writer import TableEdits, write_table_file
 from diffinf.errors import UserError
-from diffinf.run import make_directory, writing
+from diffinf.run import make_directory, write_table, writing
 
 
 def write_refined(
@@ -28,17 +30,21 @@ def write_refined(
     out: Path,
     *,
     replace: bool = False,
-    link: bool = False,
+    link: Literal["copy", "hard"] | None = None,
+    reasons: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write the dataset to the folder `out` in the layout it came in.
+    """Write the dataset to the folder `out` in the layout it came in, with a dataset card README.md.
 
     Untouched images are copied byte for byte, quarantined ones too where there is a file to copy. A replaced
     file keeps its name and is encoded in the format the name promises (JPEG and WebP at quality 95); inside
-    Parquet it is PNG. A relabelled row changes its label; in class folders it moves to the other folder and
-    its name tells from where (sad/1~from~happy.png), for it stays in the split that its first path decided.
-    Rows outside a `limit` are left out. All columns are kept; a table whose ids are row numbers and that
-    loses rows gets a column `id`, so that the others keep theirs. `out` appears whole or not at all, and the
-    source is never written to.
+    Parquet and Arrow it is PNG, as grey values it has the side it had. A relabelled row changes its label where
+    the layout has it: in class folders it moves to the other folder and its name tells from where
+    (sad/1~from~happy.png), for it stays in the split that its first path decided; of a binned number the nearest one
+    in the new bin is written. Rows outside a `limit` are left out. All columns are kept; a table whose ids are row
+    numbers and that loses rows gets a column `id`, so that the others keep theirs. `out` appears whole or not at all,
+    and the source is never written to.
+
+    Beside `out`, in NAME.provenance.parquet, a row a sample says what became of it, see `diffinf.data.card`.
 
     Args:
         dataset: what was opened.
@@ -47,11 +53,12 @@ def write_refined(
         relabelled: id -> name of the new class.
         out: a folder that does not exist, or is empty.
         replace: `out` may hold an earlier refined dataset, which is replaced.
-        link: hard-link untouched files where the file system can. An edit of one in place then edits the
-            original as well, so copies are the default.
+        link: "hard" links untouched files where the file system can. An edit of one in place then edits the
+            original as well, so "copy" is the default of the settings, which count where this is None.
+        reasons: id -> why it was changed, or left although it was flagged; for card and provenance.
 
     Returns:
-        id -> path relative to `out`: of the image, or of the Parquet file that holds it; without dropped and
+        id -> path relative to `out`: of the image, or of the table that holds it; without dropped and
         quarantined rows.
 
     Raises:
@@ -64,16 +71,18 @@ def write_refined(
     check_output(dataset, out)
     if not replace and out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; choose another folder with --out")
+    without = set(dropped)
     rows = zip(dataset.positions.tolist(), dataset.ids.tolist(), strict=True)
-    unreadable = zip(dataset.quarantine_positions, (entry.id for entry in dataset.quarantine), strict=True)
     job = _Job(
         dataset=dataset,
         replacements=replacements,
-        kept={position: sample for position, sample in rows if sample not in set(dropped)},
-        quarantined=dict(unreadable),
+        kept={position: sample for position, sample in rows if sample not in without},
+        quarantined=dict(
+            zip(dataset.quarantine_positions, (entry.id for entry in dataset.quarantine), strict=True)
+        ),
         relabelled=relabelled,
         folder=out.with_name(f".{out.name}.partial"),
-        link=link,
+        link=(link or dataset.link) == "hard",
     )
     old = out.with_name(f".{out.name}.old")
     for leftover in (job.folder, old):  # of a killed process
@@ -81,13 +90,16 @@ def write_refined(
     make_directory(job.folder)
     try:
         with writing(out):
-            paths = job.write_folders() if dataset.source.layout == "folders" else job.write_tables()
+            paths = job.write()
+            story = provenance(dataset, replacements, dropped, relabelled, reasons or {}, paths, job.folder)
+            (job.folder / "README.md").write_text(dataset_card(dataset, story, out), encoding="utf-8")
             if out.exists():
                 out.rename(old)
             job.folder.rename(out)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+    write_table(provenance_path(out), story, dataset.class_names)
     return paths
 
 
@@ -142,58 +154,84 @@ class _Job:
     folder: Path
     link: bool
 
-    def write_folders(self) -> dict[str, str]:
-        """Class folders with the files' old names; returns id -> path."""
-        store, depth = self.dataset.store, 1 if self.dataset.source.split_folders else 0
-        names = {position: store.name(position) for position in (*self.quarantined, *self.kept)}
+    def write(self) -> dict[str, str]:
+        """Write everything; returns id -> path."""
+        source = self.dataset.source
+        ids = {**self.quarantined, **self.kept}
+        edits = Edits(
+            ids=ids,
+            labels={p: self.relabelled[s] for p, s in self.kept.items() if s in self.relabelled},
+            coding=source.coding,
+            add_ids=source.row_ids and len(ids) < source.rows,
+        )
+        paths = self._write_tables(edits) if source.files else self._write_files(edits)
+        for position in edits.ids:
+            for name in source.companions.get(position, ()):
+                self._write_companion(position, name, edits)
+        for annotation in source.annotations:
+            annotation.write(self._target(annotation.path.relative_to(source.base).as_posix()), edits)
+        return paths
+
+    def _write_files(self, edits: Edits) -> dict[str, str]:
+        """Images with their old names, or those that tell their new labels."""
+        source, store = self.dataset.source, self.dataset.store
+        names = {position: store.name(position) for position in edits.ids}
         taken = set(names.values())
-        for position, sample in self.kept.items():
-            parts = names[position].split("/")
-            old_class = parts[depth]
-            parts[depth] = self.relabelled.get(sample, old_class)
-            if parts[depth] != old_class:
-                name = moved_name("/".join(parts), old_class)
-                while name in taken:
-                    name = moved_name(name, old_class)
+        for position, label in edits.labels.items():
+            if source.relocate is not None:
+                name = source.relocate(names[position], partial(edits.coding.written, label))
+                while name in taken and name != names[position]:
+                    name = moved_name(name, "other")
                 names[position] = name
                 taken.add(name)
         self._place_all(names, self.replacements)
         return {sample: names[position] for position, sample in self.kept.items()}
 
-    def write_tables(self) -> dict[str, str]:
-        """Table files with edited rows, and the files that rows point to; returns id -> path."""
+    def _write_tables(self, edits: Edits) -> dict[str, str]:
+        """Table files with edited rows, and the files that rows point to."""
         source, store = self.dataset.source, self.dataset.store
-        ids = {**self.quarantined, **self.kept}
         # An image that is a file stays one; inside Parquet a new image is always embedded.
         new = {p: self.replacements[s] for p, s in self.kept.items() if s in self.replacements}
-        embedded = new if isinstance(store, EmbeddedStore) else {}
+        embedded = new if store.in_table else {}
         files = {}
-        for position in sorted(ids):
+        for position in sorted(edits.ids):
             if position not in embedded and store.is_file(position):
                 files[position] = relative_inside(source.root, store.name(position)) or ""
         uses = Counter(files.values())
         for position in files:
             if position in new and uses[files[position]] > 1:  # other rows go on showing the old image
-                own = hashlib.sha256(ids[position].encode()).hexdigest()[:12]
+                own = hashlib.sha256(edits.ids[position].encode()).hexdigest()[:12]
                 files[position] = moved_name(files[position], own)
         self._place_all(files, {} if embedded else self.replacements)
-        edits = TableEdits(
-            ids=ids,
-            labels={p: self.relabelled[s] for p, s in self.kept.items() if s in self.relabelled},
-            files=files,
-            embedded=embedded,
-            columns=source.columns,
-            add_ids=source.row_ids and len(ids) < source.rows,
-        )
-        base = source.path if source.path.is_dir() else source.path.parent
         holders: dict[int, str] = {}
         start = 0
-        for file in source.files:
-            name = file.relative_to(base).as_posix()
-            end = write_table_file(file, self.folder / name, edits, start)
+        for file, prefix in zip(source.files, source.prefixes or ("",) * len(source.files), strict=True):
+            table = TableEdits(
+                **vars(edits), files=files, embedded=embedded, columns=source.columns, prefix=prefix
+            )
+            name = file.relative_to(source.base).as_posix()
+            end = write_table_file(file, self.folder / name, table, start)
             holders |= {position: name for position in self.kept if start <= position < end}
             start = end
         return {sample: files.get(position, holders[position]) for position, sample in self.kept.items()}
+
+    def _write_companion(self, position: int, name: str, edits: Edits) -> None:
+        """Copy a file that belongs to one image, or write it with the new label."""
+        try:
+            file = resolve_inside(self.dataset.source.root, name)
+        except UnreadableImageError as error:
+            if position in self.quarantined:
+                return
+            raise UserError(
+                f"{name}: {error}; it was there when the dataset was opened: restore it"
+            ) from error
+        target, write_label = self._target(name), self.dataset.source.write_label
+        if position in edits.labels and write_label is not None:
+            written = write_label(file, target, partial(edits.coding.written, edits.labels[position]))
+        else:
+            written = False
+        if not written:
+            self._put(file, target)
 
     def _place_all(self, names: Mapping[int, str], replacements: Mapping[str, bytes]) -> None:
         """Put every image that is a file at its name below the output folder."""
@@ -210,26 +248,35 @@ class _Job:
                 target.write_bytes(reencode(png, target.suffix))
 
     def _copy(self, position: int, name: str) -> None:
+        """The image of a position, as it came, under `name`."""
+        source, store = self.dataset.source, self.dataset.store
         try:
-            file = resolve_inside(self.dataset.source.root, self.dataset.store.name(position))
+            data = store.read(position) if source.title else None  # behind a URL
+            file = resolve_inside(source.root, store.name(position)) if data is None else None
         except UnreadableImageError as error:
             if position in self.quarantined:  # no file, or none that may be read: nothing to copy
                 return
             raise UserError(
                 f"{name}: {error}; it was there when the dataset was opened: restore it"
             ) from error
-        target = self._target(name)
+        if file is None:
+            self._target(name).write_bytes(data or b"")
+            return
+        try:
+            self._put(file, self._target(name))
+        except PermissionError:
+            if position not in self.quarantined:
+                raise
+
+    def _put(self, file: Path, target: Path) -> None:
+        """Link or copy."""
         if self.link:
             try:
                 os.link(file, target)
                 return
             except OSError:  # another file system, or one without links
                 pass
-        try:
-            shutil.copyfile(file, target)
-        except PermissionError:
-            if position not in self.quarantined:
-                raise
+        shutil.copyfile(file, target)
 
     def _target(self, name: str) -> Path:
         target = self.folder / name

@@ -1,4 +1,4 @@
-"""Columns of CSV, TSV and Parquet files, and their values as text."""
+"""Columns of table files, and their values as text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
+from diffinf.data.readers.formats import read_columns, read_schema
+from diffinf.data.readers.labels import MISSING
 from diffinf.errors import UserError
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_MISSING = frozenset({"", "nan", "null"})
 
 
 class ColumnFiles:
@@ -25,7 +22,6 @@ class ColumnFiles:
 
     Attributes:
         files: in order; rows are numbered through.
-        is_csv: CSV or TSV rather than Parquet.
         names: the columns, in order.
         rows: rows of each file.
     """
@@ -37,8 +33,7 @@ class ColumnFiles:
             UserError: a file cannot be parsed, or the files' columns differ.
         """
         self.files = tuple(files)
-        self.is_csv = self.files[0].suffix.lower() in DELIMITERS
-        schemas = [self._header(file) for file in self.files]
+        schemas = [read_schema(file) for file in self.files]
         for file, schema in zip(self.files, schemas, strict=True):
             if not schema.equals(schemas[0]):
                 raise UserError(
@@ -61,15 +56,7 @@ class ColumnFiles:
             columns: names, all of them present.
             infer_types: let CSV cells become numbers where a whole column is numeric.
         """
-        parts = []
-        for file in self.files:
-            if self.is_csv:
-                parts.append(self._read_csv(file, columns, infer_types=infer_types))
-            else:
-                try:
-                    parts.append(pq.ParquetFile(file).read(columns=list(columns)))
-                except (pa.ArrowException, OSError) as error:
-                    raise _broken(file, error) from error
+        parts = [read_columns(file, columns, infer_types=infer_types) for file in self.files]
         self.rows = [part.num_rows for part in parts]
         return pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
 
@@ -89,35 +76,6 @@ class ColumnFiles:
         feature = huggingface_features(self.schema).get(column)
         return feature if isinstance(feature, dict) else {}
 
-    def _header(self, file: Path) -> pa.Schema:
-        try:
-            if not self.is_csv:
-                schema = pq.ParquetFile(file).schema_arrow
-            else:
-                with pa.csv.open_csv(file, parse_options=self._parse_options(file)) as reader:
-                    schema = pa.schema([(name, pa.string()) for name in reader.schema.names])
-        except (pa.ArrowException, OSError) as error:
-            raise _broken(file, error) from error
-        double = [name for name in schema.names if schema.names.count(name) > 1]
-        if double:
-            raise UserError(f"{file}: two columns are named {double[0]!r}; rename one")
-        return schema
-
-    def _parse_options(self, file: Path) -> Any:
-        delimiter = DELIMITERS[file.suffix.lower()]
-        return pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-
-    def _read_csv(self, file: Path, columns: Sequence[str], *, infer_types: bool) -> pa.Table:
-        options = pa.csv.ConvertOptions(
-            include_columns=list(columns),
-            column_types=None if infer_types else dict.fromkeys(columns, pa.string()),
-            strings_can_be_null=False,
-        )
-        try:
-            return pa.csv.read_csv(file, parse_options=self._parse_options(file), convert_options=options)
-        except (pa.ArrowException, OSError) as error:
-            raise _broken(file, error) from error
-
 
 def huggingface_features(schema: pa.Schema) -> dict[str, Any]:
     """The features that `datasets` keeps in a schema's metadata, {} where there are none."""
@@ -132,30 +90,34 @@ def _named(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def _broken(file: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{file}: cannot be read as {file.suffix[1:].upper()} ({reason}); write the file anew")
-
-
-def as_text(column: pa.ChunkedArray, names: tuple[str, ...] | None, title: str) -> list[str | None]:
+def as_text(
+    column: pa.ChunkedArray, names: tuple[str, ...] | None, title: str, *, fractions: bool = False
+) -> list[str | None]:
     """Values as text, None where missing (null, NaN, an empty cell); codes of a ClassLabel as its names.
 
+    Args:
+        column: the values.
+        names: of a ClassLabel.
+        title: of what, for messages.
+        fractions: numbers that are not whole are fine.
+
     Raises:
-        UserError: a value that is neither text nor a whole number, or a code without a name; `title` says of
-            what.
+        UserError: a value that is neither text nor a whole number, or a code without a name.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     values = column.to_pylist()
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return [None if v is None or v.strip().casefold() in _MISSING else v for v in values]
+        return [None if v is None or v.strip().casefold() in MISSING else v for v in values]
     if pa.types.is_floating(kind):
         values = [None if v is None or math.isnan(v) else v for v in values]
         broken = next((v for v in values if v is not None and not v.is_integer()), None)
-        if broken is not None:
-            raise UserError(f"{title} holds {broken}; expected names or whole numbers: bin continuous values")
-        values = [None if v is None else int(v) for v in values]
+        if broken is not None and not fractions:
+            raise UserError(
+                f"{title} holds {broken}; expected names or whole numbers: bin continuous values with data.bins"
+            )
+        values = [v if v is None or not v.is_integer() else int(v) for v in values]
     elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise UserError(f"{title} has the type {kind}; expected text or whole numbers")
     if names is None:

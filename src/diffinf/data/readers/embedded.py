@@ -1,11 +1,11 @@
-"""Images inside Parquet files, read by row group as they are asked for."""
+"""Images inside Parquet and Arrow files, read by row group as they are asked for."""
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,79 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffinf.data.images import UnreadableImageError
-from diffinf.data.readers.base import FileStore, relative_inside
+from diffinf.data.readers.base import ImageStore, relative_inside
+from diffinf.data.readers.formats import ARROW, broken, open_arrow
 from diffinf.errors import UserError
 
 _CACHE_BYTES = 2**29
 
 
+class _ParquetColumn:
+    """One column of a Parquet file by row group."""
+
+    def __init__(self, file: Path, column: str) -> None:
+        self._file, self._column, self._path = pq.ParquetFile(file), column, file
+        groups = range(self._file.metadata.num_row_groups)
+        self.rows = [self._file.metadata.row_group(group).num_rows for group in groups]
+        self.kind = self._file.schema_arrow.field(column).type
+
+    def group(self, number: int) -> pa.ChunkedArray:
+        return self._file.read_row_group(number, columns=[self._column]).column(0)
+
+    def paths(self) -> pa.ChunkedArray:
+        try:
+            return self._file.read(columns=[f"{self._column}.path"]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise broken(self._path, error) from error
+
+
+class _ArrowColumn:
+    """One column of an Arrow stream by record batch; it is mapped into memory."""
+
+    def __init__(self, file: Path, column: str) -> None:
+        with open_arrow(file) as reader:
+            self._values = reader.read_all().column(column)
+        self.rows = [len(chunk) for chunk in self._values.chunks]
+        self.kind = self._values.type
+
+    def group(self, number: int) -> pa.ChunkedArray:
+        return self._values.chunk(number)
+
+    def paths(self) -> pa.ChunkedArray:
+        return self._values
+
+
 class EmbeddedStore:
-    """An image column of Parquet: bytes, or Hugging Face's struct of bytes and path.
+    """An image column of Parquet or Arrow: bytes, or Hugging Face's struct of bytes and path.
 
     A struct without bytes stands for the file at its path, under the root.
     """
 
-    def __init__(self, files: Sequence[Path], column: str, root: Path, *, max_pixels: int) -> None:
-        """Open the files' footers; no image is read yet."""
-        self._files = [pq.ParquetFile(file) for file in files]
-        self._column = column
+    in_table = True
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: str,
+        root: Path,
+        open_files: Callable[[Path, Sequence[str]], ImageStore],
+    ) -> None:
+        """Open the files' footers; no image is read yet. `open_files` makes the store of images outside."""
+        self._files = [
+            (_ArrowColumn if file.suffix == ARROW else _ParquetColumn)(file, column) for file in files
+        ]
         self._starts: list[int] = []
         self._groups: list[tuple[int, int]] = []
         rows = 0
         for number, file in enumerate(self._files):
-            for group in range(file.metadata.num_row_groups):
+            for group, length in enumerate(file.rows):
                 self._starts.append(rows)
                 self._groups.append((number, group))
-                rows += file.metadata.row_group(group).num_rows
+                rows += length
         self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
         self._names = self._read_names(rows)
-        self._outside = FileStore(root, self._names, max_pixels=max_pixels)
+        self._outside = open_files(root, self._names)
         self._root = root
 
     def read(self, position: int) -> bytes:
@@ -78,12 +123,14 @@ class EmbeddedStore:
                 )
 
     def _read_names(self, rows: int) -> list[str]:
-        if not pa.types.is_struct(self._files[0].schema_arrow.field(self._column).type):
+        if not pa.types.is_struct(self._files[0].kind):
             return [""] * rows
         names: list[str] = []
         for file in self._files:
-            column = file.read(columns=[f"{self._column}.path"]).column(0)
-            names.extend((value or {}).get("path") or "" for value in column.to_pylist())
+            for chunk in file.paths().chunks:
+                paths = chunk.field("path").to_pylist()
+                present = chunk.is_valid().to_pylist()
+                names += [(path or "") if there else "" for path, there in zip(paths, present, strict=True)]
         return names
 
     def _value(self, position: int) -> Any:
@@ -95,8 +142,11 @@ class EmbeddedStore:
         with self._lock:
             if slot not in self._cache:
                 file, group = self._groups[slot]
-                column = self._files[file].read_row_group(group, columns=[self._column]).column(0)
-                self._cache[slot] = column
+                try:
+                    self._cache[slot] = self._files[file].group(group)
+                except (pa.ArrowException, OSError) as error:
+                    reason = " ".join(str(error).split())[:120]
+                    raise UnreadableImageError(f"its row group cannot be read ({reason})") from error
                 while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHE_BYTES:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(slot)

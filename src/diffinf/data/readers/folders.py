@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffinf.data.images import SUFFIXES
-from diffinf.data.readers.base import DatasetSource, FileStore, Records, printable, split_name
+from diffinf.data.readers.base import (
+    DatasetSource,
+    FileStore,
+    NewText,
+    Records,
+    no_columns,
+    printable,
+    split_name,
+)
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
-_MOVED = "~from~"
+MOVED = "~from~"
 
 
 def moved_name(name: str, origin: str) -> str:
     """The name of a file that came from elsewhere: sad/1.png, happy -> sad/1~from~happy.png."""
     path = Path(name)
-    return path.with_name(f"{path.stem}{_MOVED}{origin}{path.suffix}").as_posix()
+    return path.with_name(f"{path.stem}{MOVED}{origin}{path.suffix}").as_posix()
+
+
+def _moved(depth: int, name: str, new: NewText) -> str:
+    """The name in the folder of another class, `depth` folders below the root."""
+    parts = name.split("/")
+    origin = parts[depth]
+    parts[depth] = new(origin)
+    return name if parts[depth] == origin else moved_name("/".join(parts), origin)
+
+
+def detect(path: Path) -> bool:
+    """Any folder may be one of class folders."""
+    return path.is_dir()
 
 
 def split_key(name: str) -> str:
@@ -29,12 +51,12 @@ def split_key(name: str) -> str:
     A relabelled file moves to another class folder, and must not thereby move from train to test.
     """
     path = Path(name)
-    stem, *origins = path.stem.split(_MOVED)
+    stem, *origins = path.stem.split(MOVED)
     parts = [origins[0] if origins else path.parts[0], *path.parts[1:-1], stem + path.suffix]
     return "/".join(parts)
 
 
-def read_folders(path: Path, config: DataConfig) -> Records:
+def read(path: Path, config: DataConfig) -> Records:
     """Read a directory of class folders; folders named train, val, test ... above them are splits.
 
     Files are found by suffix, at any depth below the class folder; the rest is ignored. Ids are paths
@@ -44,11 +66,7 @@ def read_folders(path: Path, config: DataConfig) -> Records:
         UserError: no image in any class folder, images outside class folders, folders beside the splits, or
             columns named in `config`.
     """
-    for option in ("id", "split", "identity", "truth"):
-        if getattr(config, option):
-            raise UserError(
-                f"{path}: --{option} names a column, class folders have none; leave it out or give a table"
-            )
+    no_columns(path, config, "class folders have none: the folder is the label")
     root = path.resolve()
     below = _subfolders(root)
     with_splits = any(split_name(name) == "train" and _subfolders(root / name) for name in below)
@@ -60,7 +78,7 @@ def read_folders(path: Path, config: DataConfig) -> Records:
                 " all others must be splits too: move it away"
             )
     relative, labels, splits, keys = [], [], [], []
-    for name in _image_files(root):
+    for name in image_files(root):
         parts = name.split("/")
         depth = 2 if with_splits else 1
         if len(parts) <= depth:
@@ -74,11 +92,16 @@ def read_folders(path: Path, config: DataConfig) -> Records:
         keys.append(split_key(printable("/".join(parts[depth - 1 :]))))
     if not relative:
         raise UserError(
-            f"{path}: no images found; expected class folders with images, or a .csv, .tsv or .parquet table"
+            f"{path}: no images found; expected class folders with images, a table, or a layout that"
+            " docs/datasets.md describes"
         )
     return Records(
         source=DatasetSource(
-            path=root, layout="folders", root=root, rows=len(relative), split_folders=with_splits
+            path=root,
+            layout="folders",
+            root=root,
+            rows=len(relative),
+            relocate=partial(_moved, 1 if with_splits else 0),
         ),
         images=FileStore(root, relative, max_pixels=config.max_pixels),
         ids=[printable(name) for name in relative],
@@ -97,7 +120,7 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def image_files(root: Path) -> Iterator[str]:
     """Posix paths of image files relative to `root`, sorted; hidden ones (.DS_Store, ._x.jpg) do not count.
 
     Links to folders are not followed: they may lead out, or round in circles.

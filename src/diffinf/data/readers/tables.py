@@ -1,9 +1,11 @@
-"""CSV, TSV and Parquet tables: image paths or embedded images, one row a sample."""
+"""Tables: CSV, TSV, JSON lines, Parquet, Arrow; images as paths, bytes or pixel text, one row a sample."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -20,12 +22,53 @@ from diffinf.data.readers.base import (
 )
 from diffinf.data.readers.columns import ColumnFiles, as_text
 from diffinf.data.readers.embedded import EmbeddedStore
+from diffinf.data.readers.formats import ARROW, SUFFIXES
+from diffinf.data.readers.labels import LabelCoding
+from diffinf.data.readers.pixels import PixelStore, is_pixel_text
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+OpenFiles = Callable[[Path, Sequence[str]], ImageStore]
+
+
+@dataclass(frozen=True)
+class TableLayout:
+    """What a public dataset's tables have in common, so that nobody needs to name their columns.
+
+    Attributes:
+        name: of the reader.
+        columns: role -> column, where the configuration names none.
+        splits: of each file, if files are splits.
+        prefixes: of each file, what its image cells lack of the path from the root.
+        codes: what the label column holds -> class name; a value that is not there is a fault.
+        ordered: the classes rise along a scale, in the order of `codes`.
+        no_labels: what the label column may also hold -> why such a row has no label.
+    """
+
+    name: str = "table"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    splits: tuple[str, ...] | None = None
+    prefixes: tuple[str, ...] = ()
+    codes: Mapping[str, str] = field(default_factory=dict)
+    ordered: bool = False
+    no_labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def detect(path: Path) -> bool:
+    """Whether `path` is a table, or a folder with Parquet files."""
+    return bool(parquet_files(path)) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
+def read(path: Path, config: DataConfig) -> Records:
+    """Read the table, or the folder of Parquet files, at `path`; see `read_table`."""
+    files = parquet_files(path) if path.is_dir() else [path.resolve()]
+    if not files:
+        raise UserError(f"{path}: no Parquet files in it; expected some, or name the table itself")
+    if files[0].suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: not a known kind of table; expected {', '.join(SUFFIXES)}")
+    return read_table(path, files, config)
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -45,57 +88,108 @@ def parquet_files(folder: Path) -> list[Path]:
     return found
 
 
-def read_table(path: Path, files: Sequence[Path], config: DataConfig) -> Records:
-    """Read a table, or several Parquet files as one.
+def read_table(
+    path: Path,
+    files: Sequence[Path],
+    config: DataConfig,
+    layout: TableLayout | None = None,
+    open_files: OpenFiles | None = None,
+) -> Records:
+    """Read a table, or several files of one kind as one.
 
     The image column holds paths relative to the root (`config.root`, else the table's folder), encoded bytes,
-    or Hugging Face's struct of both. The id is `config.id`, else a column `id`, else the path, else the row's
-    number. Without a split column, Parquet files that are all named after a split (train-00000-of-00002,
-    test/0.parquet) belong to it.
+    Hugging Face's struct of both, or grey values as text. The id is `config.id`, else a column `id`, else the
+    path, else the row's number. Without a split column, files that are all named after a split
+    (train-00000-of-00002, test/0.parquet) belong to it.
+
+    Args:
+        path: what was opened: the table, or the folder of its files.
+        files: of one kind, in order.
+        config: names of columns.
+        layout: what is known about the tables beforehand.
+        open_files: makes the store of images that are files, from the root and their names.
 
     Raises:
         UserError: a column is missing or of an unfit type, an id is missing, a path leaves the root, no rows.
     """
-    path = path.resolve()
+    path, layout = path.resolve(), layout or TableLayout()
     table = ColumnFiles(files)
-    columns = _roles(path, table, config)
-    folder = path if path.is_dir() else path.parent
-    root = (config.root or folder).resolve()
+    columns = _roles(path, table, config, layout)
+    root = (config.root or (path if path.is_dir() else path.parent)).resolve()
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --root must name the folder that image paths start from")
     wanted = {role: name for role, name in columns.items() if role != "image"}
-    data = table.read(list(dict.fromkeys(wanted.values())))
+    data = table.read(list(dict.fromkeys([*wanted.values(), *config.groups])))
     if data.num_rows == 0:
         raise UserError(f"{path}: the table has no rows; expected one per image")
     places = _Places(table)
-    texts = {
-        role: as_text(data.column(name), table.class_names(name), f"{path}: column {name!r}")
-        for role, name in wanted.items()
-    }
-    images, names = _images(table, columns["image"], root, places, config)
-    if "id" in texts:
-        ids = _given_ids(texts["id"], columns["id"], places)
+
+    def texts(column: str, fractions: bool = False) -> list[str | None]:
+        title = f"{path}: column {column!r}"
+        return as_text(data.column(column), table.class_names(column), title, fractions=fractions)
+
+    labels, faults = _named(texts(columns["label"], bool(config.bins)), columns["label"], layout)
+    images, names = _images(
+        table, columns["image"], root, places, layout, open_files or _local_files(config), config.max_pixels
+    )
+    if "id" in columns:
+        ids = _given_ids(texts(columns["id"]), columns["id"], places)
     else:
         ids = names if names is not None else [f"row{number:08d}" for number in range(data.num_rows)]
     return Records(
         source=DatasetSource(
             path=path,
-            layout="csv" if table.is_csv else "parquet",
+            layout=layout.name,
             root=root,
             rows=data.num_rows,
             files=table.files,
             columns=columns,
-            row_ids="id" not in texts and names is None,
+            row_ids="id" not in columns and names is None,
+            prefixes=layout.prefixes,
+            coding=LabelCoding(codes={name: code for code, name in layout.codes.items()}),
         ),
         images=images,
         ids=ids,
-        labels=texts["label"],
-        class_names=table.class_names(columns["label"]),
-        splits=texts["split"] if "split" in texts else _splits_of_files(path, table),
-        identities=texts.get("identity"),
+        labels=labels,
+        class_names=_class_order(table, columns["label"], layout, labels),
+        splits=texts(columns["split"]) if "split" in columns else _splits_of_files(path, table, layout),
+        identities=texts(columns["identity"]) if "identity" in columns else None,
         split_keys=ids,
         places=places,
+        groups={name: texts(name, fractions=True) for name in config.groups},
+        faults=faults,
+        ordered=layout.ordered,
     )
+
+
+def _local_files(config: DataConfig) -> OpenFiles:
+    return lambda root, names: FileStore(root, names, max_pixels=config.max_pixels)
+
+
+def _named(
+    texts: list[str | None], column: str, layout: TableLayout
+) -> tuple[list[str | None], dict[int, str]]:
+    """Class names of what the label column holds, and faults by position."""
+    if not layout.codes:
+        return texts, {}
+    labels: list[str | None] = []
+    faults: dict[int, str] = {}
+    for position, text in enumerate(texts):
+        labels.append(None if text is None else layout.codes.get(text.strip()))
+        if text is not None and labels[-1] is None:
+            expected = f"{column} is {text!r}; expected one of {', '.join(layout.codes)}"
+            faults[position] = layout.no_labels.get(text.strip(), expected)
+    return labels, faults
+
+
+def _class_order(
+    table: ColumnFiles, column: str, layout: TableLayout, labels: Sequence[str | None]
+) -> tuple[str, ...] | None:
+    """The source's own order of classes; of known ones only those that occur."""
+    if not layout.codes:
+        return table.class_names(column)
+    present = set(labels)
+    return tuple(name for name in layout.codes.values() if name in present)
 
 
 class _Places(Sequence[str]):
@@ -115,12 +209,14 @@ class _Places(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        number = next(n for n, end in enumerate(self._ends) if index < end)
+        number = bisect_right(self._ends, index)
+        if number == len(self._ends):
+            raise IndexError(index)
         start = self._ends[number - 1] if number else 0
         return f"row {index - start + 1} of {self._files[number]}"
 
 
-def _roles(path: Path, table: ColumnFiles, config: DataConfig) -> dict[str, str]:
+def _roles(path: Path, table: ColumnFiles, config: DataConfig, layout: TableLayout) -> dict[str, str]:
     """Role -> column, every one of them present."""
     named = {
         "image": config.image,
@@ -129,6 +225,10 @@ def _roles(path: Path, table: ColumnFiles, config: DataConfig) -> dict[str, str]
         "split": config.split,
         "identity": config.identity,
     }
+    defaults = type(config).model_fields
+    for role, name in layout.columns.items():
+        if named[role] == defaults[role].default:
+            named[role] = name
     roles = {role: name for role, name in named.items() if name is not None}
     if "id" not in roles and "id" in table.names and "id" not in roles.values():
         roles["id"] = "id"
@@ -138,40 +238,61 @@ def _roles(path: Path, table: ColumnFiles, config: DataConfig) -> dict[str, str]
             raise UserError(
                 f"{path}: no column {name!r} for --{role}; the table has {listed}: name one of them"
             )
-    for name in config.truth:
-        if name not in table.names:
-            raise UserError(
-                f"{path}: no column {name!r} for --truth; the table has {listed}: name some of them"
-            )
+    for option, names in (("--truth", config.truth), ("data.groups", config.groups)):
+        for name in names:
+            if name not in table.names:
+                raise UserError(
+                    f"{path}: no column {name!r} for {option}; the table has {listed}: name some of them"
+                )
     return roles
 
 
 def _images(
-    table: ColumnFiles, column: str, root: Path, places: Sequence[str], config: DataConfig
+    table: ColumnFiles,
+    column: str,
+    root: Path,
+    places: Sequence[str],
+    layout: TableLayout,
+    open_files: OpenFiles,
+    max_pixels: int,
 ) -> tuple[ImageStore, list[str] | None]:
     """The image store, and the paths where images are files."""
     kind = table.schema.field(column).type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        names = _paths(table, column, root, places)
-        return FileStore(root, names, max_pixels=config.max_pixels), names
+        cells = table.read([column]).column(0)
+        if any(is_pixel_text(cell) for cell in cells.slice(0, 16).to_pylist()):
+            return PixelStore(cells, max_pixels=max_pixels), None
+        names = _paths(table, cells, column, root, places, layout)
+        return open_files(root, names), names
     fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
-    if not ({"bytes", "path"} <= fields or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    holds_bytes = {"bytes", "path"} <= fields or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if not holds_bytes or table.files[0].suffix.lower() not in (".parquet", ARROW):
         raise UserError(
-            f"{table.files[0]}: column {column!r} has the type {kind}; expected paths, encoded bytes, or a"
-            " struct of bytes and path: name the right one with --image"
+            f"{table.files[0]}: column {column!r} has the type {kind}; expected paths, encoded bytes, a"
+            " struct of bytes and path, or pixels as text: name the right one with --image"
         )
-    store = EmbeddedStore(table.files, column, root, max_pixels=config.max_pixels)
+    store = EmbeddedStore(table.files, column, root, open_files)
     store.check_paths()
     return store, None
 
 
-def _paths(table: ColumnFiles, column: str, root: Path, places: Sequence[str]) -> list[str]:
+def _paths(
+    table: ColumnFiles,
+    cells: pa.ChunkedArray,
+    column: str,
+    root: Path,
+    places: Sequence[str],
+    layout: TableLayout,
+) -> list[str]:
+    """Paths from the root, one a row."""
+    prefixes = layout.prefixes or ("",) * len(table.files)
+    starts = [prefix for prefix, rows in zip(prefixes, table.rows, strict=True) for _ in range(rows)]
     names = []
-    for position, written in enumerate(table.read([column]).column(0).to_pylist()):
+    for position, written in enumerate(cells.to_pylist()):
         if not written:
             raise UserError(f"{places[position]}: column {column!r} is empty; expected an image path")
-        inside = relative_inside(root, written)
-        if inside is None:
+        inside = relative_inside(root, starts[position] + written)
+        if inside is None or (written.startswith("/") and starts[position]):
             raise UserError(
                 f"{places[position]}: image path {written!r} leads out of {root}; expected a path below it:"
                 " set --root, or move the file"
@@ -189,11 +310,13 @@ def _given_ids(texts: Sequence[str | None], column: str, places: Sequence[str]) 
     return ids
 
 
-def _splits_of_files(path: Path, table: ColumnFiles) -> list[str | None] | None:
+def _splits_of_files(path: Path, table: ColumnFiles, layout: TableLayout) -> list[str | None] | None:
     """Splits by the files' names, if all of them have one."""
-    if table.is_csv or not path.is_dir():
-        return None
-    named = [_split_of_file(file.relative_to(path)) for file in table.files]
+    named: Sequence[str | None] | None = layout.splits
+    if named is None:
+        if table.files[0].suffix.lower() != ".parquet" or not path.is_dir():
+            return None
+        named = [_split_of_file(file.relative_to(path)) for file in table.files]
     if None in named:
         return None
     return [split for split, rows in zip(named, table.rows, strict=True) for _ in range(rows)]

@@ -1,0 +1,82 @@
+"""Contact sheets: some images of every class, and images that are nearly the same side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffinf.data.dataset import FaceDataset
+from diffinf.data.inspect.counts import class_of
+
+_TILE, _GAP, _TEXT = 64, 4, 14  # pixels
+_COLUMNS = 12  # images a row
+_ROWS = 60  # classes, or groups of duplicates, on a sheet
+_MARGIN = 190  # for the name of a row
+_BACKGROUND, _INK, _ALARM = "white", "black", "#b00020"
+
+
+def class_sheet(dataset: FaceDataset) -> Image.Image:
+    """A row a class, with its name and count: the 12 images whose ids have the smallest sha256.
+
+    Only the first 60 classes are shown.
+    """
+    rows, captions = [], []
+    for code, name in list(enumerate(dataset.class_names))[:_ROWS]:
+        members = np.flatnonzero(dataset.labels == code).tolist()
+        by_hash = sorted(members, key=lambda row: hashlib.sha256(str(dataset.ids[row]).encode()).digest())
+        rows.append(by_hash[:_COLUMNS])
+        captions.append([(name, _INK), (f"{len(members):,}", _INK)])
+    return _sheet(dataset, rows, captions)
+
+
+def duplicate_sheet(dataset: FaceDataset, groups: Sequence[Sequence[int]]) -> Image.Image:
+    """A row a group of images that are alike, with their classes and splits.
+
+    Label conflicts come first, then groups across splits, both in red, then the rest; 60 groups, 12 images each.
+    """
+
+    def labels(group: Sequence[int]) -> list[str]:
+        return sorted({class_of(dataset, row) for row in group})
+
+    def splits(group: Sequence[int]) -> list[str]:
+        return sorted({str(dataset.splits[row]) for row in group})
+
+    chosen = sorted(groups, key=lambda group: (len(labels(group)) < 2, len(splits(group)) < 2, group[0]))[
+        :_ROWS
+    ]
+    captions = [
+        [(" / ".join(names), _ALARM if len(names) > 1 else _INK) for names in (labels(group), splits(group))]
+        + [(str(dataset.ids[group[0]]), _INK)]
+        for group in chosen
+    ]
+    return _sheet(dataset, [list(group[:_COLUMNS]) for group in chosen], captions)
+
+
+def _sheet(
+    dataset: FaceDataset, rows: Sequence[Sequence[int]], captions: Sequence[Sequence[tuple[str, str]]]
+) -> Image.Image:
+    pitch = _TILE + _GAP
+    columns = max((len(row) for row in rows), default=0)
+    canvas = Image.new("RGB", (_MARGIN + columns * pitch + _GAP, len(rows) * pitch + _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_TEXT)
+    flat = [row for members in rows for row in members]
+    tiles = iter(dataset.images(flat, size=_TILE, channels=3).permute(0, 2, 3, 1).numpy())
+    for number, (members, lines) in enumerate(zip(rows, captions, strict=True)):
+        top = _GAP + number * pitch
+        for line, (text, colour) in enumerate(lines):
+            draw.text((_GAP, top + 4 + line * 18), _shortened(text, font), fill=colour, font=font)
+        for column, _ in enumerate(members):
+            canvas.paste(Image.fromarray(next(tiles)), (_MARGIN + column * pitch, top))
+    return canvas
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a text, on one line, as fits into the margin."""
+    text = " ".join(text[:200].split())
+    while font.getlength(text) > _MARGIN - 2 * _GAP:
+        text = text.rstrip("…")[:-1] + "…"
+    return text

@@ -1,0 +1,242 @@
+"""Provenance and card of a refined dataset, and exports of a run."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from miniatures import CLASSES, make_fer2013, make_folders, make_rows, make_table, picture
+from PIL import Image
+
+from diffinf.cli import main
+from diffinf.config import DataConfig, RunConfig
+from diffinf.data import FaceDataset, open_dataset, write_refined
+from diffinf.data.export import export_imagefolder, export_parquet
+from diffinf.errors import UserError
+from diffinf.run import Run, read_class_names, read_table, write_table
+
+
+@pytest.fixture
+def refined(tmp_path: Path) -> tuple[FaceDataset, list[str], Path]:
+    """A dataset with an unreadable image; ids of its training samples; its refined copy.
+
+    The first training sample is edited, the second relabelled, the third dropped, the fourth flagged and kept.
+    """
+    root = make_folders(tmp_path / "faces")
+    (root / "sad" / "001.png").write_bytes(b"junk | <b>")
+    dataset = open_dataset(root, DataConfig())
+    train = dataset.ids[dataset.rows("train")].tolist()
+    other = next(name for name in CLASSES if not train[1].startswith(name))
+    reasons = {train[0]: "label and face disagree", train[3]: "judge"}
+    out = tmp_path / "refined"
+    write_refined(dataset, {train[0]: picture(9)}, [train[2]], {train[1]: other}, out, reasons=reasons)
+    return dataset, train, out
+
+
+def test_provenance_accounts_for_every_sample(refined: tuple[FaceDataset, list[str], Path]) -> None:
+    dataset, train, out = refined
+    table = read_table(out.with_name("refined.provenance.parquet"))
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert read_class_names(table) == dataset.class_names and list(rows) == sorted(rows)
+    assert set(rows) == {*dataset.ids.tolist(), "sad/001.png"} and len(rows) == table.num_rows == 36
+    edited, moved, dropped, kept = (rows[sample] for sample in train[:4])
+    assert [row["action"] for row in (edited, moved, dropped, kept)] == [
+        "edited",
+        "relabelled",
+        "dropped",
+        "kept",
+    ]
+    assert edited["reason"] == "label and face disagree" and kept["reason"] == "judge"
+    assert edited["sha256"] == hashlib.sha256((out / edited["path"]).read_bytes()).hexdigest()
+    assert edited["source_sha256"] == dataset.source_sha256(
+        0 if dataset.ids[0] == train[0] else dataset.ids.tolist().index(train[0])
+    )
+    assert moved["label_before"] != moved["label_after"] and (out / moved["path"]).is_file()
+    assert dropped["path"] is None and dropped["label_after"] is None
+    assert rows["sad/001.png"]["action"] == "quarantined" and rows["sad/001.png"]["reason"]
+    assert sum(row["action"] == "untouched" for row in rows.values()) == 31
+
+
+def test_the_card_says_what_is_synthetic(refined: tuple[FaceDataset, list[str], Path]) -> None:
+    dataset, _, out = refined
+    text = (out / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert "synthetic" in front["tags"] and "1 of 35 images were edited by a generative model" in text
+    for line in ("| edited | 1 |", "| relabelled | 1 |", "| dropped | 1 |", "| kept | judge | 1 |"):
+        assert line in text
+    assert (
+        dataset.fingerprint in text and "refined.provenance.parquet" in text and str(out.parent) not in text
+    )
+    write_refined(dataset, {}, [], {}, out.with_name("plain"))
+    plain = out.with_name("plain").joinpath("README.md").read_text()
+    assert (
+        "no image of 36 was edited" in plain
+        and "synthetic" not in yaml.safe_load(plain.split("---")[1])["tags"]
+    )
+
+
+# --- exports of a dataset
+
+
+def test_parquet_opens_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    config = DataConfig(split="subset", identity="person", groups=["votes"])
+    dataset = open_dataset(make_table(tmp_path / "a", make_rows(60)), config)
+    export_parquet(dataset, tmp_path / "out", {str(dataset.ids[0]): "edited"})
+    front = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---")[1])
+    files = {entry["split"]: entry["path"] for entry in front["configs"][0]["data_files"]}
+    assert set(files) == {"train", "validation", "test"} and "synthetic" in front["tags"]
+    seen = 0
+    for split, pattern in files.items():
+        (file,) = (tmp_path / "out").glob(pattern)
+        part = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
+        rows = dataset.rows(split)
+        assert part["id"][:] == dataset.ids[rows].tolist() and part.features["label"].names == list(
+            dataset.class_names
+        )
+        assert part["identity"][:] == dataset.identities[rows].tolist() and "votes" in part.column_names  # type: ignore[index]
+        np.testing.assert_array_equal(
+            np.asarray(part[0]["image"]), dataset.images([rows[0]], size=16, channels=1)[0, 0]
+        )
+        seen += len(part)
+    assert seen == 60
+    again = open_dataset(tmp_path / "out", DataConfig(id="id", identity="identity"))
+    assert again.ids.tolist() == dataset.ids.tolist() and again.sha256 == dataset.sha256
+    assert (
+        again.splits.tolist() == dataset.splits.tolist() and again.labels.tolist() == dataset.labels.tolist()
+    )
+    with pytest.raises(UserError, match="exists already"):
+        export_parquet(dataset, tmp_path / "out")
+
+
+def test_imagefolder_holds_every_image_once(tmp_path: Path) -> None:
+    rows = [{"id": f"a/{index // 2}{'?*'[index % 2]}", **row} for index, row in enumerate(make_rows(60))]
+    dataset = open_dataset(make_table(tmp_path / "a", rows), DataConfig(split="subset"))
+    paths = export_imagefolder(dataset, tmp_path / "out")
+    assert len(set(paths.values())) == 60 and set(paths) == set(dataset.ids)
+    for row, sample in enumerate(dataset.ids.tolist()):
+        split, label, _ = paths[sample].split("/")
+        assert (split, label) == (dataset.splits[row], dataset.class_names[dataset.labels[row]])
+        assert (tmp_path / "out" / paths[sample]).read_bytes() == dataset.encoded(row)
+    assert open_dataset(tmp_path / "out", DataConfig()).splits.tolist().count("test") == len(
+        dataset.rows("test")
+    )
+
+
+def test_grey_values_are_exported_as_png(tmp_path: Path) -> None:
+    dataset = open_dataset(make_fer2013(tmp_path / "a"), DataConfig())
+    paths = export_imagefolder(dataset, tmp_path / "out")
+    for row in (0, 7):
+        with Image.open(tmp_path / "out" / paths[str(dataset.ids[row])]) as image:
+            assert image.format == "PNG"
+            original = Image.open(io.BytesIO(dataset.encoded(row)))
+            np.testing.assert_array_equal(np.asarray(image), np.asarray(original))
+
+
+# --- the command
+
+
+@pytest.fixture
+def run(tmp_path: Path, refined: tuple[FaceDataset, list[str], Path]) -> Run:
+    """A run with scores, edits and a refined dataset, its models left out."""
+    dataset, train, out = refined
+    made = Run.create(tmp_path / "run", RunConfig(dataset=str(tmp_path / "faces")), dataset.fingerprint)
+    labels = [dataset.class_names[dataset.labels[row]] for row in dataset.rows("train")]
+    n = len(train)
+    scores = {
+        "id": train,
+        "target": [""] * n,
+        "label": labels,
+        "appears": labels[1:] + labels[:1],
+        "score": np.linspace(0, 1, n),
+        "flagged": [index >= n - 2 for index in range(n)],
+        "label_trust": np.linspace(1, 0, n),
+        "self_influence": np.ones(n),
+    }
+    write_table(made.scores, pa.table(scores), dataset.class_names)
+    edits = {
+        "id": train[-2:],
+        "target": ["", ""],
+        "status": ["kept", "edited"],
+        "reason": ["judge", ""],
+        "path": train[-2:],
+    }
+    write_table(made.edits, pa.table(edits), dataset.class_names)
+    out.rename(made.refined)
+    out.with_name("refined.provenance.parquet").rename(made.path / "refined.provenance.parquet")
+    return made
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_issues_as_csv(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = read_table(run.scores)["id"].to_pylist()
+    call("export", run.path, "--to", "csv", tmp_path / "issues.csv")
+    rows = read_csv(tmp_path / "issues.csv")
+    assert [row["id"] for row in rows] == ids[
+        ::-1
+    ] and capsys.readouterr().out.strip() == f"{tmp_path}/issues.csv"
+    assert [row["status"] for row in rows[:3]] == ["edited", "kept", ""] and rows[1]["reason"] == "judge"
+    refuse("exists already", "export", run.path, "--to", "csv", tmp_path / "issues.csv")
+    call("export", run.path, "--to", "csv", tmp_path / "issues.csv", "--overwrite")
+
+
+def test_issues_as_cleanlab_has_them(run: Run, tmp_path: Path) -> None:
+    cleanlab = pytest.importorskip("cleanlab")
+    call("export", run.path, "--to", "cleanlab", tmp_path / "issues.csv")
+    rows = read_csv(tmp_path / "issues.csv")
+    scores = read_table(run.scores)
+    names = read_class_names(scores)
+    assert [names[int(row["given_label"])] for row in rows] == scores["label"].to_pylist()
+    assert sum(row["is_label_issue"] == "true" for row in rows) == 2
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    found = cleanlab.classification.CleanLearning(seed=0).find_label_issues(rng.normal(size=(40, 2)), labels)
+    assert set(found.columns) <= {*rows[0], "sample_weight"}
+
+
+@pytest.mark.parametrize(("kind", "reader"), [("parquet", "table"), ("imagefolder", "folders")])
+def test_the_refined_dataset_in_another_layout(run: Run, tmp_path: Path, kind: str, reader: str) -> None:
+    call("export", run.path, "--to", kind, tmp_path / "out")
+    again = open_dataset(tmp_path / "out", DataConfig(id="id" if kind == "parquet" else None))
+    own = open_dataset(run.refined, DataConfig())
+    assert again.source.layout == reader and len(again) == len(own) == 34
+    assert sorted(again.sha256) == sorted(own.sha256)
+    assert "1 of 34 images were edited" in (tmp_path / "out" / "README.md").read_text()
+    if kind == "parquet":
+        (file,) = (tmp_path / "out" / "data").glob("train-*")
+        assert pq.read_table(file)["action"].to_pylist().count("edited") == 1
+
+
+def test_export_refuses(run: Run, tmp_path: Path) -> None:
+    refuse("expected cleanlab", "export", run.path, "--to", "xlsx", tmp_path / "x")
+    refuse("not a diffinf run", "export", tmp_path, "--to", "csv", tmp_path / "x")
+    run.scores.unlink()
+    refuse("no such file", "export", run.path, "--to", "csv", tmp_path / "x")
+    run.refined.rename(tmp_path / "gone")
+    refuse("no refined dataset", "export", run.path, "--to", "parquet", tmp_path / "x")
+
+
+def call(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    assert ended.value.code == 0
+
+
+def refuse(expected: str, *arguments: object) -> None:
+    stderr = io.StringIO()
+    with pytest.raises(SystemExit) as ended, redirect_stderr(stderr):
+        main([*map(str, arguments)])
+    assert ended.value.code == 2 and expected in stderr.getvalue()
