@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from diffinf.errors import UserError
 
 Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
 PresetName = Literal["cpu", "gpu", "tiny"]
+DataFormat = Literal[
+    "auto",
+    "celeba",
+    "rafdb",
+    "fairface",
+    "affectnet",
+    "fer2013",
+    "saved",
+    "imagefolder",
+    "table",
+    "utkface",
+    "lfw",
+    "folders",
+]
 
 
 class StageConfig(BaseModel):
@@ -21,10 +37,11 @@ class StageConfig(BaseModel):
 
 
 class DataConfig(StageConfig):
-    """How the dataset is read."""
+    """How the dataset is read, and how the refined one is written."""
 
-    image: str = Field("image", description="column with the image: a path or encoded bytes")
-    label: str = Field("label", description="column with the label")
+    format: DataFormat = Field("auto", description="layout of the dataset; auto: what lies on disk tells")
+    image: str = Field("image", description="column with the image: a path, encoded bytes or grey values")
+    label: str = Field("label", description="column with the label, or name of the attribute")
     id: str | None = Field(
         None, description="column with a stable sample id; none: the path, or the row's number"
     )
@@ -34,9 +51,19 @@ class DataConfig(StageConfig):
     identity: str | None = Field(
         None, description="column naming the person; splits and folds keep a person together"
     )
+    groups: list[str] = Field([], description="columns or attributes that results are broken down by")
     truth: list[str] = Field([], description="columns with the truth, read only to evaluate")
+    bins: list[float] = Field(
+        [], description="lower edges that cut a number into ordered classes: [0, 13, 20, 40] for ages"
+    )
+    normalise_labels: bool = Field(
+        False, description="take spellings of a class that differ in case or blanks for one class"
+    )
     root: Path | None = Field(
         None, description="folder that image paths are relative to; none: the table's folder"
+    )
+    link: Literal["copy", "hard"] = Field(
+        "copy", description="untouched files of the refined dataset: copies, or hard links to the originals"
     )
     limit: int | None = Field(None, ge=1, description="use about so many samples, drawn by class and split")
     image_size: int | None = Field(
@@ -44,6 +71,15 @@ class DataConfig(StageConfig):
     )
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: what the images have")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are quarantined instead of decoded")
+
+    @field_validator("bins")
+    @classmethod
+    def _ascending(cls, edges: list[float]) -> list[float]:
+        if len(edges) == 1 or not all(math.isfinite(edge) for edge in edges):
+            raise ValueError("expected two or more finite numbers")
+        if any(low >= high for low, high in pairwise(edges)):
+            raise ValueError("expected each number to be larger than the one before")
+        return edges
 
 
 class ClassifierConfig(StageConfig):
@@ -78,9 +114,6 @@ class InfluenceConfig(StageConfig):
     )
     max_share: float = Field(0.3, ge=0, le=1, description="cap of the estimated share")
     count: int | None = Field(None, ge=0, description="samples to flag with flag=count")
-    class_noise_weight: float = Field(
-        0.3, ge=0, description="weight of the class's log-odds of noise in the score"
-    )
     flags: Path | None = Field(None, description="file of ids to flag instead (text, CSV or Parquet)")
 
 

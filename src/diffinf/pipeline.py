@@ -21,23 +21,15 @@ import pyarrow as pa
 import torch
 
 from diffinf.classify.crossfit import cross_fit, load_crossfit
-from diffinf.classify.model import load_classifier, predict, to_input
-from diffinf.classify.train import load_checkpoints, load_dynamics, train_classifier
+from diffinf.classify.model import to_input
+from diffinf.classify.train import load_checkpoints, train_classifier
 from diffinf.comparing import compare_run
 from diffinf.config import PresetName, RunConfig, make_config
-from diffinf.data.dataset import open_dataset
-from diffinf.data.images import UnreadableImageError, decode_image, square
+from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.writers import check_output
+from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
-from diffinf.influence.flag import calibrated_score, flag
-from diffinf.influence.noise import (
-    class_noise_rates,
-    confident_joint,
-    label_posterior,
-    label_trust,
-    refined_joint,
-)
-from diffinf.influence.rivals import rival_scores
+from diffinf.influence.noise import confident_joint, label_posterior, refined_joint
 from diffinf.influence.self_influence import self_influence
 from diffinf.measure import evaluate_edits, evaluate_scores
 from diffinf.repairing import repair_run
@@ -45,25 +37,24 @@ from diffinf.report import write_report
 from diffinf.run import (
     Run,
     file_sha256,
-    load_tensors,
     save_tensors,
     stage_key,
     write_table,
 )
-from diffinf.scores import read_flags, score_table
+from diffinf.scoring import score_run
 from diffinf.summary import write_summary
-from diffinf.workspace import Workspace, default_preset, resolve_device
+from diffinf.team import Team
+from diffinf.workspace import Workspace, default_preset
 
 # What the stages whose results rest on others' leave: stale once the others run again.
 REPAIRED = ("edits.parquet", "repair", "surrogate", "refined")
 COMPARED = ("compare.parquet", "compare")
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
 
 def execute(config: RunConfig, *, until: str = "report", out: Path | None = None, fresh: bool = False) -> Run:
     """Run the stages up to `until` ("train", "score", "train-autoencoder", "repair", "compare", "report").
+
+    Under `torchrun` the first process does this, and the others take their part of the self-influence.
 
     Args:
         config: settings, the dataset among them.
@@ -78,18 +69,29 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         raise UserError(f"influence.flags: {config.influence.flags}: no such file; expected ids to repair")
     dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
     path = out or default_directory(config)
+    team = Team()
+    if not team.leads:
+        return _help(team, config, dataset, path)
     check_output(dataset, path)
     run = Run.create(path, config, dataset.fingerprint, fresh=fresh)
     with run.lock():
         run.sweep()
-        workspace = Workspace(run, dataset)
+        workspace = Workspace(run, dataset, team)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():
             stage(workspace)
             if name == until:
                 break
         write_results(run)
+    team.dismiss()
     return run
+
+
+def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
+    """Compute the parts of the self-influence that are this process's, each time the leader calls."""
+    while team.called():
+        _influence_values(Workspace(Run.open(path), dataset, team))
+    return Run.open(path)
 
 
 def repair_dataset(
@@ -202,7 +204,9 @@ def _cross_fit(workspace: Workspace) -> None:
         )
 
     settings = config.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
-    run.stage("crossfit", stage_key("crossfit", workspace.inputs_key, settings), work, outputs=("crossfit",))
+    run.stage(
+        "crossfit", stage_key("crossfit", 2, workspace.inputs_key, settings), work, outputs=("crossfit",)
+    )
 
 
 def _self_influence(workspace: Workspace) -> None:
@@ -210,23 +214,30 @@ def _self_influence(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.influence
 
     def work() -> None:
-        checkpoints = load_checkpoints(run.classifier, workspace.device)
-        if workspace.config.classifier.checkpoint is not None:
-            checkpoints = [(checkpoints[0][0], 1.0)]  # how it was trained is not known
-        values = self_influence(
-            checkpoints,
-            workspace.images,
-            workspace.labels,
-            to_input=to_input,
-            scope=config.scope,
-            batch_size=config.batch_size,
-            device=workspace.device,
-            scratch=run.scratch("influence"),
-        )
+        workspace.team.call()
+        values = _influence_values(workspace)
         save_tensors(run.path / "influence.safetensors", {"self_influence": torch.as_tensor(values)})
 
     key = stage_key("influence", run.key("train"), config.scope)
     run.stage("influence", key, work, outputs=("influence.safetensors",))
+
+
+def _influence_values(workspace: Workspace) -> npt.NDArray[np.float64]:
+    run, config = workspace.run, workspace.config.influence
+    checkpoints = load_checkpoints(run.classifier, workspace.device)
+    if workspace.config.classifier.checkpoint is not None:
+        checkpoints = [(checkpoints[0][0], 1.0)]  # how it was trained is not known
+    return self_influence(
+        checkpoints,
+        workspace.images,
+        workspace.labels,
+        to_input=to_input,
+        scope=config.scope,
+        batch_size=config.batch_size,
+        device=workspace.device,
+        scratch=run.scratch("influence"),
+        ids=workspace.ids.tolist(),
+    )
 
 
 def score(workspace: Workspace) -> None:
@@ -234,36 +245,8 @@ def score(workspace: Workspace) -> None:
     _cross_fit(workspace)
     _self_influence(workspace)
     run, config = workspace.run, workspace.config.influence
-
-    def work() -> None:
-        fitted = load_crossfit(run.crossfit)
-        labels, class_names = workspace.labels.numpy(), workspace.dataset.class_names
-        probabilities = fitted.logits.double().softmax(1).numpy()
-        joint = confident_joint(labels, probabilities)
-        # A weak classifier's confident joint takes its own errors for wrong labels; refined, most of that is gone.
-        refined = refined_joint(labels, probabilities, joint)
-        rivals = rival_scores(labels, fitted.logits, fitted.features, load_dynamics(run.classifier))
-        suspicion = calibrated_score(
-            rivals["margin"], labels, class_noise_rates(refined), config.class_noise_weight
-        )
-        flagged, threshold = _flags(workspace, suspicion, 1 - float(np.trace(refined)))
-        table = score_table(
-            ids=workspace.ids,
-            labels=labels,
-            appears=probabilities.argmax(1),
-            class_names=class_names,
-            score=suspicion,
-            self_influence=load_tensors(run.path / "influence.safetensors")["self_influence"].numpy(),
-            flagged=flagged,
-            threshold=threshold,
-            label_trust=label_trust(labels, probabilities, joint),
-            rivals=rivals,
-            fold=fitted.fold.numpy(),
-        )
-        write_table(run.scores, table, class_names)
-
     key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
-    if run.stage("score", key, work, outputs=("scores.parquet",)):
+    if run.stage("score", key, lambda: score_run(workspace), outputs=("scores.parquet", "flags.json")):
         run.discard("repair", REPAIRED)
         run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:
@@ -272,49 +255,43 @@ def score(workspace: Workspace) -> None:
         run.stage("evaluate-scores", key, lambda: evaluate_scores(workspace, truth), outputs=outputs)
 
 
-def _flags(workspace: Workspace, suspicion: Floats, noise: float) -> tuple[Bools, float | None]:
-    """Flag by the settings, or as the user's file says; `noise` is the estimated share of wrong labels."""
-    config, data = workspace.config.influence, workspace.dataset
-    if config.flags is not None:
-        elsewhere = data.ids[np.setdiff1d(np.arange(len(data)), workspace.rows)]
-        return read_flags(config.flags, workspace.ids, elsewhere), None
-    result = flag(
-        suspicion,
-        workspace.ids,
-        method=config.flag,
-        share=min(noise, config.max_share) if config.share is None else config.share,
-        count=config.count,
-        labels=workspace.labels.numpy(),
-    )
-    return result.flagged, result.threshold
-
-
 def train_autoencoder(workspace: Workspace) -> None:
-    """Train the diffusion autoencoder, or take weights that are there."""
+    """Train the diffusion autoencoder, take weights that are there, or fit an imported one to the dataset."""
     run, config = workspace.run, workspace.config.autoencoder
+    imported = config.weights if isinstance(config.weights, Path) and is_imported(config.weights) else None
 
     def work() -> None:
-        if config.weights is not None:
+        if config.weights is not None and imported is None:
             _take_weights(config.weights, workspace)
             return
+        from diffinf.diffusion.diffae.fit import fit_to_dataset
         from diffinf.diffusion.train import train_autoencoder as train_on
 
         labels = workspace.labels.numpy()
         probabilities = load_crossfit(run.crossfit).logits.double().softmax(1).numpy()
         joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
+        shares = torch.from_numpy(label_posterior(labels, probabilities, joint))
+        settings: dict[str, Any] = {
+            "class_names": workspace.dataset.class_names,
+            "seed": workspace.seed,
+            "device": workspace.device,
+            "directory": run.autoencoder,
+        }
+        if imported is not None:
+            fit_to_dataset(imported, workspace.images, shares, config, **settings)
+            return
         persons = workspace.identities
         train_on(
             workspace.images,
-            torch.from_numpy(label_posterior(labels, probabilities, joint)),
+            shares,
             None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
             config,
-            class_names=workspace.dataset.class_names,
-            seed=workspace.seed,
-            device=workspace.device,
-            directory=run.autoencoder,
+            **settings,
         )
 
-    read = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
+    read: Any = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
+    if imported is not None:
+        read = [read, _trust_key(workspace)]
     key = stage_key("train-autoencoder", workspace.inputs_key, config, read)
     run.stage("train-autoencoder", key, work, outputs=("autoencoder",))
 
@@ -331,7 +308,10 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
     shipped = files("diffinf") / "weights" / "rendered"
     with as_file(shipped) if source == "rendered" else nullcontext(Path(source)) as folder:
         if not (folder / "autoencoder.json").is_file():
-            raise UserError(f"autoencoder.weights: {folder}: expected a folder with autoencoder.json in it")
+            raise UserError(
+                f"autoencoder.weights: {folder}: expected a folder with autoencoder.json (written by "
+                "train-autoencoder) or diffae.json (by import-diffae) in it"
+            )
         spec, data = DiffusionAutoencoder.load(folder).spec, workspace.dataset
         trained = (spec.class_names, spec.image_size, spec.image_channels)
         here = (data.class_names, data.image_size, data.channels)
@@ -376,31 +356,3 @@ STAGES: dict[str, Callable[[Workspace], None]] = {
     "compare": compare,
     "report": report,
 }
-
-
-def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dict[str, Any]]:
-    """Classify image files with the retrained classifier of a run.
-
-    Returns:
-        One dict a file: image, label, probabilities {class name: 0..1}.
-
-    Raises:
-        UserError: there is no retrained classifier yet, or a file is no readable image.
-    """
-    if not (run.classifier / "final" / "config.json").exists():
-        raise UserError(f"{run.path}: no retrained classifier yet; run `diffinf compare {run.path}` first")
-    model, spec = load_classifier(run.classifier / "final", resolve_device(device))
-    pixels = []
-    for path in paths:
-        try:
-            image = decode_image(path.read_bytes(), max_pixels=run.config.data.max_pixels)
-        except (OSError, UnreadableImageError) as error:
-            raise UserError(f"{path}: not a readable image ({error})") from error
-        pixels.append(torch.from_numpy(square(image, size=spec.image_size, channels=spec.in_channels).copy()))
-    logits = predict(model, torch.stack(pixels), device=resolve_device(device))[1]
-    found = []
-    for path, shares in zip(paths, logits.softmax(1).tolist(), strict=True):
-        probabilities = dict(zip(spec.class_names, shares, strict=True))
-        label = max(probabilities, key=lambda name: probabilities[name])
-        found.append({"image": str(path), "label": label, "probabilities": probabilities})
-    return found

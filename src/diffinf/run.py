@@ -193,6 +193,7 @@ class Run:
         """Point at `path`; nothing is read or written."""
         self.path = path
         self.scores = path / "scores.parquet"  # one row a training sample
+        self.flags = path / "flags.json"  # how they were drawn, and what is estimated without truth
         self.edits = path / "edits.parquet"  # one row a flagged sample
         self.comparison = path / "compare.parquet"  # one row an arm and seed
         self.evaluation = path / "evaluation.json"  # only where there is truth

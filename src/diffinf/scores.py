@@ -13,7 +13,17 @@ import pyarrow as pa
 from diffinf.errors import UserError
 from diffinf.run import read_table
 
-RIVALS = ("loss", "margin", "squared_error", "aum", "self_confidence", "knn_agreement")
+RIVALS = (
+    "loss",
+    "margin",
+    "squared_error",
+    "entropy",
+    "aum",
+    "forgetting",
+    "self_confidence",
+    "confident_learning",
+    "knn_agreement",
+)
 
 Strings = npt.NDArray[np.str_]
 

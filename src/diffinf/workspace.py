@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from diffinf.config import PresetName
 from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
 from diffinf.run import Run, stage_key
+from diffinf.team import Team
 
 Ints = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.str_]
@@ -25,6 +27,8 @@ def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" takes the best there is. UserError when it is not there."""
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True)
+        if best is not None and best.type == "cuda" and "LOCAL_RANK" in os.environ:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU a process
         return torch.device("cpu") if best is None else best
     try:
         device = torch.device(name)
@@ -45,13 +49,14 @@ def default_preset(device: str = "auto") -> PresetName:
 class Workspace:
     """The shared state of a run's stages; arrays are read when first asked for."""
 
-    def __init__(self, run: Run, dataset: FaceDataset) -> None:
-        """Bind `run` and `dataset`.
+    def __init__(self, run: Run, dataset: FaceDataset, team: Team | None = None) -> None:
+        """Bind `run` and `dataset`; `team` is the other processes, by default as torchrun says.
 
         Raises:
             UserError: there is no training split, or the device of the settings is not there.
         """
         self.run, self.dataset, self.config = run, dataset, run.config
+        self.team = team or Team()
         self.seed = self.config.seed
         self.device = resolve_device(self.config.device)
         if not len(self.rows):

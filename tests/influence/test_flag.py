@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffinf.errors import UserError
-from diffinf.influence.flag import calibrated_score, flag
+from diffinf.influence.flag import flag
 
 few_values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("inf")]), min_size=1, max_size=40)
 
@@ -94,13 +94,6 @@ def test_given_ids_and_no_noise() -> None:
     assert result.flagged.tolist() == [False, True, False] and result.threshold is None
     assert not flag([1.0, 2.0], named(2), method="ids", given=[]).flagged.any()
     assert not flag(np.arange(500.0), named(500), share=0.005).flagged.any()
-
-
-def test_calibrated_score_adds_the_log_odds_of_the_class() -> None:
-    score = calibrated_score([0.5, 0.5, -0.5], [0, 1, 1], [0.5, 0.8], 2.0)
-    np.testing.assert_allclose(score, [0.5, 0.5 + 2 * np.log(4), -0.5 + 2 * np.log(4)])
-    np.testing.assert_allclose(calibrated_score([0.5], [0], [0.9], 0.0), [0.5])
-    assert np.isfinite(calibrated_score([0.0, 0.0], [0, 1], [0.0, 1.0], 1.0)).all()
 
 
 def test_bad_input_is_named() -> None:

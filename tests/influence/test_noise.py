@@ -14,9 +14,11 @@ from diffinf.errors import UserError
 from diffinf.influence.noise import (
     class_noise_rates,
     confident_joint,
+    error_log_odds,
     expected_precision,
     label_posterior,
     label_trust,
+    ranked_trust,
     refined_joint,
 )
 from diffinf.influence.rivals import margin
@@ -131,3 +133,44 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(UserError, match="expected shapes"):
         confident_joint([0, 1, 1], p)
     assert np.isnan(expected_precision([0.5, 0.5], np.zeros(2, dtype=bool)))
+
+
+def fitted(seed: int) -> tuple[np.ndarray, ...]:
+    """Labels, truth and the mean probabilities of models that were trained on the samples."""
+    labels, truth, _, _, _, x = noisy(seed)
+    parts = np.random.default_rng(seed).integers(4, size=len(labels))
+    total = np.zeros((len(labels), labels.max() + 1))
+    for part in range(4):
+        model = LogisticRegression(max_iter=300).fit(x[parts != part], labels[parts != part])
+        total += model.predict_proba(x)
+    return labels, truth, total / 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_log_odds_find_wrong_labels_better_than_the_margin(seed: int) -> None:
+    labels, truth, p = fitted(seed)
+    wrong = labels != truth
+    rival = average_precision_score(wrong, margin(labels, np.log(np.maximum(p, 1e-9))))
+    assert average_precision_score(wrong, error_log_odds(labels, p)) > rival
+
+
+def test_log_odds_are_the_posterior_where_nothing_is_noisy() -> None:
+    labels = np.arange(300) % 3
+    score = error_log_odds(labels, np.eye(3)[labels] * 0.97 + 0.01)
+    assert (score < -5).all() and np.ptp(score) < 1e-6
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 60))
+def test_log_odds_are_finite_and_know_no_order(seed: int, classes: int, n: int) -> None:
+    generator = np.random.default_rng(seed)
+    p = generator.dirichlet(np.full(classes, 0.1), n)
+    labels = generator.integers(classes, size=n)
+    score, order = error_log_odds(labels, p), generator.permutation(n)
+    assert np.isfinite(score).all()
+    np.testing.assert_allclose(error_log_odds(labels[order], p[order]), score[order], atol=1e-6)
+
+
+def test_ranked_trust_deals_the_values_out_in_the_order_of_suspicion() -> None:
+    trust = ranked_trust([0.9, 0.1, 0.5, 0.3], [2.0, -1.0, 7.0, 2.0])
+    np.testing.assert_allclose(trust, [0.4, 0.9, 0.1, 0.4])  # the two that tie share .3 and .5

@@ -75,6 +75,8 @@ def make_run(
         "fold": labels % 4,
     }
     write_table(path / "scores.parquet", _table({**table, **columns}, classes))
+    flags = {"method": "share", "estimated_precision": 0.7, "estimated_noise": 0.3, "mixture": None}
+    write_json(path / "flags.json", flags)
     rows = np.flatnonzero(flagged)
     edits = _edits(rows, ids, names, labels, appears, identity, generator)
     write_table(path / "edits.parquet", _table(edits, classes))

@@ -148,7 +148,7 @@ STAGES = (
     ("compare.parquet", "compare"),
     ("evaluation.json", "evaluation.parquet"),
     ("edits.parquet", "repair"),
-    ("scores.parquet", "summary.json", "surrogate", "autoencoder"),
+    ("scores.parquet", "flags.json", "summary.json", "surrogate", "autoencoder"),
     ("config.yaml", "events.jsonl", "dataset.parquet", "quarantine.parquet"),
 )
 

@@ -23,6 +23,8 @@ from diffinf.errors import UserError
 from diffinf.run import load_tensors, make_directory, read_json, save_tensors, write_json, writing
 from diffinf.training.loop import worker_count
 
+_FORMAT = 2  # of a fold's outputs; another one is trained anew
+
 
 @dataclass(frozen=True)
 class CrossFit:
@@ -32,12 +34,14 @@ class CrossFit:
         fold: int64 (N,); sample i was left out when the model of fold[i] was trained.
         features: float32 (N, F), the last layer's input under that model.
         logits: float32 (N, K) under that model.
+        fitted: float32 (N, K), mean class probabilities under the other models, which WERE trained on sample i.
         directory: holds fold-0, fold-1, ..., each a saved classifier.
     """
 
     fold: Tensor
     features: Tensor
     logits: Tensor
+    fitted: Tensor
     directory: Path
 
     def models(self, device: torch.device | str = "cpu") -> list[nn.Module]:
@@ -164,6 +168,7 @@ def cross_fit(
             rows=rows,
             record=False,
         )
+        key = f"{_FORMAT}-{key}"
         path = directory / f"fold-{k}"
         if not (path / "fold.json").exists() or read_json(path / "fold.json")["key"] != key:
             job = {
@@ -196,14 +201,17 @@ def _gather(directory: Path, fold: Tensor, folds: int) -> CrossFit:
         joined[name] = torch.empty(len(fold), parts[0][name].shape[1])
         for k, part in enumerate(parts):
             joined[name][fold == k] = part[name]
+    joined["fitted"] = torch.zeros_like(joined["logits"])
+    for k, part in enumerate(parts):
+        joined["fitted"][fold != k] += part["fitted"].softmax(1) / (folds - 1)
     save_tensors(directory / "outputs.safetensors", {"fold": fold, **joined})
-    return CrossFit(fold, joined["features"], joined["logits"], directory)
+    return CrossFit(fold, **joined, directory=directory)
 
 
 def load_crossfit(directory: Path) -> CrossFit:
     """Read what `cross_fit` left in `directory`; UserError when it is not finished."""
     outputs = load_tensors(directory / "outputs.safetensors")
-    return CrossFit(outputs["fold"], outputs["features"], outputs["logits"], directory)
+    return CrossFit(**outputs, directory=directory)
 
 
 def out_of_fold_logits(
@@ -251,7 +259,10 @@ def fold_job(job: Job, report: Report) -> dict[str, Any]:
         on_step=report,
     )
     features, logits = predict(model, images[left_out], device=job["device"])
-    save_tensors(work / "outputs.safetensors", {"features": features, "logits": logits, "rows": left_out})
+    # A second view of the samples, where there is one, follows the first: only the first is judged.
+    fitted = predict(model, images[kept], device=job["device"])[1]
+    outputs = {"features": features, "logits": logits, "fitted": fitted, "rows": left_out}
+    save_tensors(work / "outputs.safetensors", outputs)
     write_json(work / "fold.json", {"key": job["key"], "fold": k, "samples": len(left_out)})
     final = directory / f"fold-{k}"
     with writing(final):

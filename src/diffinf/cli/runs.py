@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,7 +174,7 @@ def predict(
     from diffinf.run import Run
 
     taken = Run.open(run)
-    from diffinf.pipeline import predict_files
+    from diffinf.predicting import predict_files
 
     predictions = predict_files(taken, images, device or "auto")
     if as_json:
@@ -197,6 +198,13 @@ def _execute(
 
         show_costs(estimate_costs(config, until), as_json)
         return
+    leads = os.environ.get("RANK", "0") == "0"  # under torchrun the others help, and say nothing
+    if not leads:
+        from diffinf.progress import set_quiet
+
+        set_quiet(True)
     from diffinf.pipeline import execute
 
-    show(execute(config, until=until, out=out, fresh=fresh), as_json)
+    run = execute(config, until=until, out=out, fresh=fresh)
+    if leads:
+        show(run, as_json)

@@ -1,13 +1,15 @@
 """Self-influence, rival scores, noise estimates and flags."""
 
-from diffinf.influence.flag import FlagResult, calibrated_score, flag
+from diffinf.influence.flag import FlagResult, Mixture, flag
 from diffinf.influence.ghost import FallbackWarning, GradientNorms, squared_gradient_norms
 from diffinf.influence.noise import (
     class_noise_rates,
     confident_joint,
+    error_log_odds,
     expected_precision,
     label_posterior,
     label_trust,
+    ranked_trust,
     refined_joint,
 )
 from diffinf.influence.rivals import rival_scores
@@ -17,13 +19,15 @@ __all__ = [
     "FallbackWarning",
     "FlagResult",
     "GradientNorms",
-    "calibrated_score",
+    "Mixture",
     "class_noise_rates",
     "confident_joint",
+    "error_log_odds",
     "expected_precision",
     "flag",
     "label_posterior",
     "label_trust",
+    "ranked_trust",
     "refined_joint",
     "rival_scores",
     "self_influence",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from diffinf.influence.pieces import Piece, can_join, squared_norm
+from diffinf.influence.forms import squared_norm
+from diffinf.influence.pieces import Piece, can_join
 from diffinf.influence.rules import ORDER_KEEPING_VIEWS, REORDERING_VIEWS, RULES
 
 

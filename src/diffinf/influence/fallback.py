@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from diffinf.influence.losses import PerSampleLoss
+
 # Elements that the per-sample gradients may take at once, and the most samples that one pass vectorises over.
 _WORKSPACE = 2**24
 _SAMPLES = 64
-
-PerSampleLoss = Callable[..., Tensor]
 
 
 def vectorised_norms(

@@ -24,7 +24,6 @@ Method = Literal["share", "class_share", "count", "auto", "ids"]
 NEGLIGIBLE_NOISE = 0.01
 # Two means closer than this many common standard deviations are one hump (Ashman, Bird & Zepf 1994).
 _SEPARATION = 2.0
-_RATE_BOUND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,25 +61,6 @@ class FlagResult:
     threshold: float | None
     class_thresholds: dict[int, float] | None = None
     mixture: Mixture | None = None
-
-
-def calibrated_score(
-    margin: ArrayLike, labels: ArrayLike, noise_rates: ArrayLike, weight: float = 1.0
-) -> Floats:
-    """Margin of the sample plus `weight` times the log-odds of its class's noise rate.
-
-    A margin compares a sample with its class's boundary; which classes are badly labelled is known only
-    over the whole dataset. Noise rates come from the confident joint, so no truth is used.
-
-    Args:
-        margin: (N,) suspicion, higher = more suspicious: largest other probability - p_label.
-        labels: (N,) given class indices.
-        noise_rates: (K,) of `class_noise_rates`; held within [.001, .999].
-        weight: 0 leaves the margin.
-    """
-    rates = np.clip(np.asarray(noise_rates, dtype=np.float64), _RATE_BOUND, 1 - _RATE_BOUND)
-    prior = np.log(rates / (1 - rates))
-    return np.asarray(np.asarray(margin, dtype=np.float64) + weight * prior[np.asarray(labels)])
 
 
 def flag(

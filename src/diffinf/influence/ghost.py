@@ -3,7 +3,7 @@
 Every call that a parameter takes part in is seen (`capture.py`: a torch function mode, so functional uses
 and shared weights are seen too). Calls with a closed form (`rules.py`) leave a hook on their output; when
 the gradient arrives there, the parameter's per-sample norm is computed and the arrays are let go
-(`pieces.py`). Parameters themselves need no gradient meanwhile, which saves the backward its weight half. A
+(`pieces.py`, `forms.py`). Parameters themselves need no gradient meanwhile, which saves the backward its weight half. A
 parameter with any call that has no closed form goes to an exact per-sample fallback, and the first batch is
 checked against autograd (arXiv 1510.01799, 2110.05679).
 """
@@ -13,16 +13,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffinf.errors import UserError
 from diffinf.influence.capture import Capture
-from diffinf.influence.fallback import PerSampleLoss, looped_norms, vectorised_norms
+from diffinf.influence.fallback import looped_norms, vectorised_norms
+from diffinf.influence.losses import PerSampleLoss, check_labels, per_sample_loss
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +31,14 @@ Scope = Literal["all", "head"] | Sequence[str]
 _TOLERANCE = 1e-3
 # Below this share of the sample's whole squared norm a parameter's part is rounding (attention's key bias:
 # exactly 0).
-_NEGLIGIBLE = 1e-7
+_NEGLIGIBLE = 1e-9
+# Where timm's attention keeps, between calls of a model in eval mode, what it looked up in a parameter: the
+# parameter would be hidden from the next call.
+_CACHE = "attention_bias_cache"
 
 
 class FallbackWarning(UserWarning):
     """Some parameters have no fast rule; their exact norms take a per-sample gradient each."""
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Per-sample cross-entropy: logits (N, K), labels (N,) in 0..K-1 -> (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def squared_gradient_norms(
@@ -49,7 +47,7 @@ def squared_gradient_norms(
     labels: Tensor,
     *,
     scope: Scope = "all",
-    loss: PerSampleLoss | None = None,
+    loss: PerSampleLoss | str | None = None,
 ) -> Tensor:
     """Exact ||∇_θ loss(f_θ(x_i), y_i)||² of every sample, from one forward and one backward of the batch.
 
@@ -63,15 +61,15 @@ def squared_gradient_norms(
         labels: (N,) class indices, or what `loss` takes; axis 0 is the batch.
         scope: "all" parameters (whatever their gradient flags say), the "head" (the classifier's last linear
             layer), or the names of parameters or modules.
-        loss: `loss(output, labels) -> (N,)`; cross-entropy when None.
+        loss: `loss(output, labels) -> (N,)`, or the name of one in `losses.py`; cross-entropy when None.
 
     Returns:
         (N,) on the model's device; float32, or float64 for a float64 model. +inf where a gradient is not
         finite.
 
     Raises:
-        UserError: labels outside the classes, NaN logits, a name in `scope` that is not there, or a loss that
-            is not per sample.
+        UserError: labels that the loss cannot take, NaN outputs, a name in `scope` that is not there, or a
+            loss that is not per sample.
     """
     return GradientNorms(model, scope=scope, loss=loss)(images, labels)
 
@@ -80,16 +78,18 @@ class GradientNorms:
     """`squared_gradient_norms` for many batches of one model: the check against autograd is done once.
 
     `fallback` names the parameters (with the reason) that take the slow exact way; it grows as they are
-    found.
+    found. `describe` turns a row of the batch into the name by which messages call that sample.
     """
 
-    def __init__(self, model: nn.Module, *, scope: Scope = "all", loss: PerSampleLoss | None = None) -> None:
-        """Choose the parameters; UserError for a `scope` that `model` does not have."""
+    def __init__(
+        self, model: nn.Module, *, scope: Scope = "all", loss: PerSampleLoss | str | None = None
+    ) -> None:
+        """Choose the parameters; UserError for a `scope` or a `loss` that is not there."""
         self.model = model
-        self.loss: PerSampleLoss = loss or cross_entropy
+        self.loss: PerSampleLoss = per_sample_loss(loss)
         self.names = tuple(_scope_names(model, scope))
         self.fallback: dict[str, str] = {}
-        self._default_loss = loss is None
+        self.describe: Callable[[int], str] = "sample {} of the batch".format
         self._verified = 0
         self._vectorise = True
 
@@ -140,12 +140,11 @@ class GradientNorms:
         return {name: norms.get(name, zero) for name in tracked if name not in self.fallback}
 
     def _checked_loss(self, output: Any, labels: Tensor, batch: int) -> Tensor:
-        if self._default_loss:
-            _check_classification(output, labels)
+        check_labels(self.loss, output, labels, self.describe)
         if isinstance(output, Tensor) and output.is_floating_point() and bool(output.isnan().any()):
             rows = output.isnan().reshape(len(output), -1).any(1).nonzero().flatten().tolist()
             raise UserError(
-                f"the model returns NaN for sample {rows[0]} of the batch ({len(rows)} of {batch} samples): "
+                f"the model returns NaN for {self.describe(rows[0])} ({len(rows)} of {batch} samples of the batch): "
                 "expected finite outputs. Check the checkpoint (a diverged training?) and the images' range."
             )
         values = self.loss(output, labels)
@@ -243,36 +242,40 @@ def _head(model: nn.Module) -> nn.Module:
     return linears[-1]
 
 
-def _check_classification(output: Any, labels: Tensor) -> None:
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"cross-entropy takes logits (N, K), the model returned {shape}: pass `loss=`.")
-    if labels.ndim == 1 and not labels.is_floating_point():
-        outside = ((labels < 0) | (labels >= output.shape[1])).nonzero().flatten()
-        if len(outside):
-            row = int(outside[0])
-            raise UserError(
-                f"label {int(labels[row])} of sample {row} of the batch is outside the model's classes "
-                f"0..{output.shape[1] - 1} ({len(outside)} such labels)."
-            )
-
-
 @contextlib.contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradient flags inside; mode, flags and buffers as they were afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+    training: list[nn.Module] = []
+    flagged: list[Tensor] = []
+    buffers: list[tuple[Tensor, int, Tensor]] = []
+    caches: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    hooks: list[torch.utils.hooks.RemovableHandle] = []
+    for module in model.modules():  # one walk: for small batches four would be felt
+        if module.training:
+            training.append(module)
+        flagged += [p for p in module._parameters.values() if p is not None and p.requires_grad]
+        for b in module._buffers.values():
+            if b is not None and not b.is_inference():
+                buffers.append((b, b._version, b.detach().clone()))
+        if _CACHE in module.__dict__:
+            caches.append((cache := getattr(module, _CACHE), dict(cache)))
+            hooks.append(module.register_forward_pre_hook(lambda m, _: getattr(m, _CACHE).clear()))
     try:
-        model.eval()
-        for p, _ in flags:
+        if training:
+            model.eval()
+        for p in flagged:
             p.requires_grad_(False)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
-        for p, flag in flags:
-            p.requires_grad_(flag)
+        for hook in hooks:
+            hook.remove()
+        for cache, content in caches:
+            cache.clear()
+            cache.update(content)
+        for module in training:
+            module.training = True
+        for p in flagged:
+            p.requires_grad_(True)
         with torch.no_grad():
             for buffer, version, copy in buffers:
                 if buffer._version != version:

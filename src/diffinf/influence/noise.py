@@ -10,9 +10,12 @@ from diffinf.errors import UserError
 from diffinf.influence.rivals import Floats, Ints, checked
 
 _TINY = 1e-12
-# Steps of the deconvolution: on synthetic class-conditional noise more are better, on crowd noise with a weak
-# classifier fewer are (1: soft relabelling); this number beats the margin on both.
+# Steps of the deconvolution where the posterior is to be calibrated: on synthetic class-conditional noise more are
+# better, on crowd noise with a weak classifier fewer are (1: soft relabelling).
 _STEPS = 5
+# The same for ranking, and how much the mean of several models is sharpened (docs/scores.md has the comparison).
+_RANKING_STEPS = 2
+_SHARPNESS = 1.5
 
 
 def confident_joint(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
@@ -54,7 +57,9 @@ def class_noise_rates(joint: Floats) -> Floats:
     return np.asarray(np.where(rows > 0, 1 - np.diagonal(joint) / np.where(rows > 0, rows, 1), 0.0))
 
 
-def label_posterior(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) -> Floats:
+def label_posterior(
+    labels: ArrayLike, probabilities: ArrayLike, joint: Floats, *, steps: int = _STEPS
+) -> Floats:
     """P(true = j | image, given label) of every sample, (N, K); rows sum to 1.
 
     With class-conditional noise T[j, g] = P(given g | true j), taken from the joint, Bayes gives
@@ -73,7 +78,7 @@ def label_posterior(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) 
     shares = joint.sum(0)
     transition = (joint / np.maximum(shares, _TINY)).T  # [true, given]
     q = np.tile(shares, (len(p), 1))
-    for _ in range(_STEPS):
+    for _ in range(steps):
         q *= (p / np.maximum(q @ transition, _TINY)) @ transition.T
     q *= transition[:, y].T
     total = q.sum(1, keepdims=True)
@@ -81,37 +86,71 @@ def label_posterior(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) 
     return np.asarray(np.where(total > _TINY, q / np.maximum(total, _TINY), p))
 
 
-def refined_joint(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) -> Floats:
+def refined_joint(
+    labels: ArrayLike, probabilities: ArrayLike, joint: Floats, *, steps: int = _STEPS
+) -> Floats:
     """The joint again, (K, K), [given, true], as the mean of the samples' posteriors under the first one.
 
     A weak classifier's confident joint counts its own errors as wrong labels; one such step takes most of
     that back. More steps drift: from the labels alone noise and difficulty cannot be told apart.
     """
     y, p = checked_probabilities(labels, probabilities)
-    posterior = label_posterior(y, p, joint)
+    posterior = label_posterior(y, p, joint, steps=steps)
     sums = np.zeros((p.shape[1], p.shape[1]))
     np.add.at(sums, y, posterior)
     return sums / len(y)
 
 
 def label_trust(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) -> Floats:
-    """P(the given label is right), (N,), 0 to 1: `label_posterior` at the label, under `refined_joint`.
-
-    Made for weak classifiers on crowd noise, where it is calibrated; where classes are well separated it is
-    cautious (wrong labels keep some trust), and ranks as well.
+    """P(the given label is right), (N,), 0 to 1: `label_posterior` at the label.
 
     Args:
         labels: (N,) given class indices.
-        probabilities: (N, K), out-of-fold.
+        probabilities: (N, K), out-of-fold: a model's probability of a label that it was trained on says little.
         joint: (K, K) of `confident_joint`.
 
     Returns:
-        (N,). `1 - label_trust(...).mean()` estimates the share of wrong labels, and is less biased than
-        `1 - trace(joint)` where the classifier is weak.
+        (N,). `1 - label_trust(...).mean()` estimates the share of wrong labels.
     """
     y, p = checked_probabilities(labels, probabilities)
-    posterior = label_posterior(y, p, refined_joint(y, p, joint))
+    posterior = label_posterior(y, p, joint)
     return np.asarray(posterior[np.arange(len(y)), y])
+
+
+def error_log_odds(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
+    """Log-odds that the given label is wrong, (N,), any real number: higher is more suspicious.
+
+    For the probabilities of models that were TRAINED on the sample, averaged over several. A label that the other
+    samples speak against is fitted late and not by all of them, and their mean shows it better than one model that
+    never saw the sample. Means are too soft, so they are sharpened (p^1.5); then the label's posterior is
+    taken (`label_posterior`) under the joint that these probabilities give. Training draws probabilities towards the
+    given labels, so the odds rank samples and are too small to be read as odds: see `ranked_trust`.
+
+    Args:
+        labels: (N,) given class indices.
+        probabilities: (N, K), mean over models that were trained on the sample; rows sum to 1.
+    """
+    y, p = checked_probabilities(labels, probabilities)
+    sharp = np.maximum(p, _TINY) ** _SHARPNESS
+    sharp /= sharp.sum(1, keepdims=True)
+    joint = refined_joint(y, sharp, confident_joint(y, sharp), steps=_RANKING_STEPS)
+    posterior = label_posterior(y, sharp, joint, steps=_RANKING_STEPS)
+    right = posterior[np.arange(len(y)), y]
+    others = posterior.copy()
+    others[np.arange(len(y)), y] = 0
+    return np.asarray(np.log(np.maximum(others.sum(1), _TINY)) - np.log(np.maximum(right, _TINY)))
+
+
+def ranked_trust(trust: ArrayLike, suspicion: ArrayLike) -> Floats:
+    """The values of `trust`, (N,), dealt out in the order of `suspicion`, (N,): least trust to most suspicion.
+
+    Out-of-fold trust is about calibrated and a mediocre ranking; `error_log_odds` is the reverse. Equal
+    suspicions share the mean of their values.
+    """
+    values, order = np.sort(np.asarray(trust, dtype=np.float64)), np.asarray(suspicion, dtype=np.float64)
+    _, group = np.unique(-order, return_inverse=True)
+    sums = np.bincount(group, weights=values[np.argsort(np.argsort(-order, kind="stable"), kind="stable")])
+    return np.asarray((sums / np.bincount(group))[group])
 
 
 def checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:

@@ -1,29 +1,18 @@
-"""Squared norms of per-sample gradients from the two ends of a call: what went in, what came back.
+"""What a call leaves behind for its parameter's per-sample gradient: what went in, what came back.
 
-A weight that meets T positions of a sample has the gradient Σ_t δ_t ⊗ a_t (a: activation in, δ: gradient
-out). Its squared norm is found without building it, as Σ_{t,t'} ⟨a_t, a_t'⟩⟨δ_t, δ_t'⟩ (Gram form), or by
-building it for a few samples at a time (direct form); whichever is cheaper (Goodfellow, arXiv 1510.01799;
-Rochette et al., arXiv 1912.06015; Li et al., arXiv 2110.05679).
+The norms of these pieces, and of several uses of one parameter together, are in `forms.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Elements of workspace allowed at once: small enough to stay near the caches of a CPU, large enough to fill
-# a GPU.
-_WORKSPACE = {"cpu": 2**22, "cuda": 2**27}
-# What moving one element through memory costs, in multiply-adds of a matrix product (measured on x86 with
-# oneDNN).
-_TOUCH = 12
-_WRITE_PER_SAMPLE = 80
-# How much faster the library's convolutions multiply than its batched matrix products.
-_CONVOLUTION_GAIN = 2
+HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -31,10 +20,6 @@ class Gradient:
     """A per-sample gradient that is small enough to be held: (N, ...)."""
 
     value: Tensor
-
-    def squared_norm(self) -> Tensor:
-        """(N,)."""
-        return _wide(self.value).flatten(1).square().sum(1)
 
 
 @dataclass(frozen=True)
@@ -67,13 +52,13 @@ class LinearCall:
         """(groups, p, d)."""
         return 1, self.a.shape[2], self.delta.shape[2]
 
-    def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """(n, 1, p, T) and (n, 1, d, T)."""
-        return self.a[rows].transpose(1, 2).unsqueeze(1), self.delta[rows].transpose(1, 2).unsqueeze(1)
+    def widened(self) -> LinearCall:
+        """The same, with half precision as float32."""
+        return LinearCall(self.a.float(), self.delta.float()) if self.delta.dtype in HALF else self
 
-    def gradient(self, rows: slice) -> Tensor:
-        """(n, d, p)."""
-        return torch.bmm(self.delta[rows].transpose(1, 2), self.a[rows])
+    def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Input (n, T, p) and gradient (n, T, d)."""
+        return self.a[rows], self.delta[rows]
 
 
 @dataclass(frozen=True)
@@ -100,29 +85,41 @@ class ConvolutionCall:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(groups, p, d): inputs (channels by kernel) and outputs of one group."""
+        """(groups, p, d): inputs (kernel by channels) and outputs of one group."""
         p = self.x.shape[1] // self.groups * self.kernel[0] * self.kernel[1]
         return self.groups, p, self.delta.shape[1] // self.groups
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every position sees one pixel, so that nothing has to be unfolded."""
+        return self.kernel == (1, 1) and self.padding == (0, 0)
+
+    def widened(self) -> ConvolutionCall:
+        """The same, with half precision as float32."""
+        if self.delta.dtype not in HALF:
+            return self
+        return replace(self, x=self.x.float(), delta=self.delta.float())
+
     def factors(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Unfolded input (n, groups, p, T) and gradient (n, groups, d, T)."""
+        """Unfolded input (n·groups, T, p) and gradient (n·groups, T, d)."""
         x, groups = self.x[rows], self.groups
-        if self.kernel == (1, 1) and self.padding == (0, 0):
-            a = x[:, :, :: self.stride[0], :: self.stride[1]].reshape(x.shape[0], groups, -1, self.positions)
-        else:
-            a = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
-            a = a.view(x.shape[0], groups, -1, self.positions)
-        return a, self.delta[rows].reshape(x.shape[0], groups, -1, self.positions)
+        delta = _by_position(self.delta[rows], groups)
+        if self.is_pointwise:
+            return _by_position(x[:, :, :: self.stride[0], :: self.stride[1]], groups), delta
+        # With the channels last, a row of the kernel is one run of memory.
+        (ph, pw), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
+        n, height, width, channels = padded.shape
+        each, row = channels // groups, width * channels
+        size = (n, groups, *self.delta.shape[2:], *self.kernel, each)
+        steps = (height * row, each, sh * row, sw * channels, dh * row, dw * channels, 1)
+        return padded.as_strided(size, steps).reshape(n * groups, self.positions, -1), delta
 
     def gradient(self, rows: slice) -> Tensor:
-        """(n, D, p): the library's own weight gradient, with the samples as groups of one convolution."""
+        """(n, D·p): the library's own weight gradient, with the samples as groups of one convolution."""
         groups, p, d = self.shape
         x, delta = self.x[rows], self.delta[rows]
         n = x.shape[0]
-        if x.is_cuda and p * d > 64:
-            # Grouped convolutions with many groups are slow there unless they are nearly depthwise.
-            a, g = self.factors(rows)
-            return torch.matmul(g, a.transpose(-1, -2)).reshape(n, groups * d, p)
         like = x.new_empty(1).expand(n * groups * d, p // (self.kernel[0] * self.kernel[1]), *self.kernel)
         gradient: Tensor = torch.ops.aten.convolution_backward(
             delta.reshape(1, -1, *delta.shape[2:]),
@@ -137,21 +134,28 @@ class ConvolutionCall:
             n * groups,
             [False, True, False],
         )[1]
-        return gradient.view(n, groups * d, p)
+        return gradient.view(n, -1)
 
-    def pixel_norm(self, rows: slice) -> Tensor:
-        """Gram form without unfolding, (n,): ⟨a_t, a_t'⟩ is a sum of products of pixels."""
-        n, groups = self.x[rows].shape[0], self.groups
+    def pixel_grams(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """⟨a_t, a_t'⟩ as a sum of products of pixels, without unfolding, and ⟨δ_t, δ_t'⟩: (n·groups, T·T)."""
         (ph, pw), (height, width) = self.padding, self.delta.shape[2:]
-        x = F.pad(self.x[rows], (pw, pw, ph, ph))
+        x = F.pad(self.x[rows].permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).permute(0, 3, 1, 2)
         size = (x.shape[2], x.shape[3])
-        x = x.reshape(n * groups, -1, size[0] * size[1])
-        gram = torch.bmm(x.transpose(1, 2), x).view(n * groups, *size, *size)
+        x = _by_position(x, self.groups)
+        gram = torch.bmm(x, x.transpose(1, 2)).view(-1, *size, *size)
         gram = _sum_of_shifts(gram, 1, self.kernel[0], self.dilation[0], self.stride[0], height)
         gram = _sum_of_shifts(gram, 2, self.kernel[1], self.dilation[1], self.stride[1], width)
-        delta = self.delta[rows].reshape(n * groups, -1, self.positions)
-        other = torch.bmm(delta.transpose(1, 2), delta)
-        return _dot(gram.reshape(n, -1), other.view(n, -1))
+        delta = _by_position(self.delta[rows], self.groups)
+        other = torch.bmm(delta, delta.transpose(1, 2))
+        return gram.flatten(1), other.flatten(1)
+
+
+def _by_position(y: Tensor, groups: int) -> Tensor:
+    """(n, C, H, W) -> (n·groups, H·W, C / groups); no copy where the layout allows."""
+    n, channels = y.shape[:2]
+    if groups == 1 and y.is_contiguous(memory_format=torch.channels_last):
+        return y.permute(0, 2, 3, 1).reshape(n, -1, channels)
+    return y.reshape(n * groups, channels // groups, -1).transpose(1, 2)
 
 
 def _sum_of_shifts(gram: Tensor, axis: int, kernel: int, dilation: int, stride: int, length: int) -> Tensor:
@@ -186,112 +190,3 @@ def can_join(pieces: Sequence[Piece]) -> bool:
     return all(
         isinstance(p, ConvolutionCall) and p.shape == first.shape and p.kernel == first.kernel for p in pieces
     )
-
-
-def squared_norm(pieces: Sequence[Piece]) -> Tensor:
-    """Squared norm (N,) of the sum of the pieces' gradients; the pieces satisfy `can_join`.
-
-    Several calls of one module are one call with their positions side by side.
-    """
-    first = pieces[0]
-    if isinstance(first, Gradient):
-        if len(pieces) == 1:
-            return first.squared_norm()
-        total = torch.stack([p.value.flatten(1) for p in pieces if isinstance(p, Gradient)]).sum(0)
-        return Gradient(total).squared_norm()
-    if isinstance(first, LookupCall):
-        lookups = [p for p in pieces if isinstance(p, LookupCall)]
-        index = torch.cat([p.index for p in lookups], 1)
-        return _lookup_norm(index, torch.cat([_wide(p.delta) for p in lookups], 1))
-    return _outer_norm([p for p in pieces if isinstance(p, LinearCall | ConvolutionCall)])
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is summed in float32: a squared norm leaves its range easily."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row (n, m), (n, m) -> (n,). Overwrites `a`."""
-    return a.mul_(b).sum(1)
-
-
-def _in_chunks(batch: int, per_sample: int, device: torch.device, norm: Callable[[slice], Tensor]) -> Tensor:
-    step = max(1, _WORKSPACE.get(device.type, _WORKSPACE["cuda"]) // max(per_sample, 1))
-    parts = [norm(slice(i, min(i + step, batch))) for i in range(0, batch, step)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _lookup_norm(index: Tensor, delta: Tensor) -> Tensor:
-    def norm(rows: slice) -> Tensor:
-        same = index[rows].unsqueeze(1) == index[rows].unsqueeze(2)
-        gram = torch.bmm(delta[rows], delta[rows].transpose(1, 2))
-        return (gram * same).sum((1, 2))
-
-    return _in_chunks(index.shape[0], index.shape[1] ** 2 * 3, delta.device, norm)
-
-
-def _outer_norm(calls: Sequence[Call]) -> Tensor:
-    """The cheapest of the forms, by a count of multiply-adds and memory traffic."""
-    groups, p, d = calls[0].shape
-    positions = sum(call.positions for call in calls)
-    device, batch = calls[0].delta.device, calls[0].batch
-    calls = [_widened(call) for call in calls]
-    first = calls[0]
-
-    if positions == 1 and groups == 1:
-        a, g = first.factors(slice(None))
-        return a.flatten(1).square().sum(1) * g.flatten(1).square().sum(1)
-
-    unfolds = isinstance(first, ConvolutionCall) and first.kernel != (1, 1)
-    gram_cost = groups * (positions**2 * (p + d + _TOUCH) + positions * p * (_TOUCH if unfolds else 1))
-    direct_cost = groups * p * d * (positions + _WRITE_PER_SAMPLE)
-    if isinstance(first, ConvolutionCall):
-        direct_cost //= _CONVOLUTION_GAIN
-    if isinstance(first, ConvolutionCall) and len(calls) == 1 and unfolds:
-        pixel_cost, pixel_space = _pixel_cost(first)
-        if pixel_cost < min(gram_cost, direct_cost):
-            return _in_chunks(batch, pixel_space, device, first.pixel_norm).clamp_min(0)
-    if gram_cost <= direct_cost:
-        space = groups * positions * (p + d + 2 * positions)
-        return _in_chunks(batch, space, device, lambda rows: _gram_norm(calls, rows)).clamp_min(0)
-    return _in_chunks(batch, groups * p * d * 2, device, lambda rows: _direct_norm(calls, rows))
-
-
-def _widened(call: Call) -> Call:
-    if call.delta.dtype not in (torch.float16, torch.bfloat16):
-        return call
-    if isinstance(call, LinearCall):
-        return LinearCall(call.a.float(), call.delta.float())
-    return ConvolutionCall(
-        call.x.float(), call.delta.float(), call.kernel, call.stride, call.padding, call.dilation, call.groups
-    )
-
-
-def _pixel_cost(call: ConvolutionCall) -> tuple[int, int]:
-    """Multiply-adds and elements of workspace of `pixel_norm`, a sample."""
-    groups, _, d = call.shape
-    height, width = call.x.shape[2] + 2 * call.padding[0], call.x.shape[3] + 2 * call.padding[1]
-    positions, pixels = call.positions, height * width
-    half = (call.delta.shape[2] * width) ** 2
-    products = pixels**2 * (call.x.shape[1] // groups) + positions**2 * d
-    traffic = call.kernel[0] * half + (call.kernel[1] + 1) * positions**2
-    return groups * (products + _TOUCH * traffic), groups * (pixels**2 + half + 2 * positions**2)
-
-
-def _gram_norm(calls: Sequence[Call], rows: slice) -> Tensor:
-    factors = [call.factors(rows) for call in calls]
-    a = factors[0][0] if len(calls) == 1 else torch.cat([f[0] for f in factors], -1)
-    g = factors[0][1] if len(calls) == 1 else torch.cat([f[1] for f in factors], -1)
-    n, t = a.shape[0], a.shape[-1]
-    a, g = a.reshape(-1, a.shape[-2], t), g.reshape(-1, g.shape[-2], t)
-    inputs, outputs = torch.bmm(a.transpose(1, 2), a), torch.bmm(g.transpose(1, 2), g)
-    return _dot(inputs.view(n, -1), outputs.view(n, -1))
-
-
-def _direct_norm(calls: Sequence[Call], rows: slice) -> Tensor:
-    total = calls[0].gradient(rows)
-    for call in calls[1:]:
-        total = total + call.gradient(rows)
-    norm: Tensor = torch.linalg.vector_norm(total.reshape(total.shape[0], -1), dim=1)
-    return norm.square()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +34,16 @@ def rival_scores(
 
     Returns:
         {name: (N,)}, higher = more suspicious: "loss", "margin", "squared_error", "entropy",
-        "self_confidence", "knn_agreement", "aum", "forgetting".
+        "self_confidence", "confident_learning" (where cleanlab is installed), "knn_agreement", "aum",
+        "forgetting".
 
     Raises:
         UserError: shapes that do not fit, labels outside the classes, or NaN logits.
     """
     y, z = checked(labels, logits)
     scores = {name: score(y, z) for name, score in _OF_LOGITS.items()}
+    if find_spec("cleanlab") is not None:
+        scores["confident_learning"] = confident_learning(y, z)
     if features is not None:
         scores["knn_agreement"] = knn_disagreement(y, features, neighbours)
     if dynamics is not None:
@@ -104,6 +108,16 @@ def entropy(labels: Ints, logits: Floats) -> Floats:
 def self_confidence(labels: Ints, logits: Floats) -> Floats:
     """1 - p_y, 0 to 1: confident learning's ranking (arXiv 1911.00068)."""
     return np.asarray(1 - _own(labels, softmax(logits)))
+
+
+def confident_learning(labels: Ints, logits: Floats) -> Floats:
+    """1 for what cleanlab prunes by noise rate, plus `self_confidence` to rank: 0 to 2 (arXiv 1911.00068)."""
+    from cleanlab.filter import find_label_issues
+
+    issues = np.zeros(len(labels), dtype=bool)
+    if len(np.unique(labels)) == logits.shape[1]:  # the library refuses classes that no label names
+        issues = find_label_issues(labels, softmax(logits), filter_by="prune_by_noise_rate", n_jobs=1)
+    return issues + self_confidence(labels, logits)
 
 
 def area_under_margin(labels: Ints, dynamics: npt.NDArray[np.floating]) -> Floats:

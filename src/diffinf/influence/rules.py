@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffinf.influence.forms import in_chunks
 from diffinf.influence.pieces import ConvolutionCall, Gradient, LinearCall, LookupCall, Piece
 
 Make = Callable[[Tensor], Piece]
@@ -158,8 +159,11 @@ def batch_norm(
     def of_weight(delta: Tensor) -> Piece:
         if input.ndim == 4 and not input.is_contiguous():
             # Channels last: the folding below would transpose both arrays first.
-            spread = (input - mean[:, None, None]).mul_(delta).sum((2, 3))
-            return Gradient(spread * (variance + eps).rsqrt())
+            def spread(rows: slice) -> Tensor:
+                return (input[rows] - mean[:, None, None]).mul_(delta[rows]).sum((2, 3))
+
+            whole = in_chunks(batch, input[0].numel(), input.device, spread)
+            return Gradient(whole * (variance + eps).rsqrt())
         # The library's fused backward, with the samples laid side by side as channels: one pass over the
         # arrays, and no cancellation where a channel's mean is large against its spread.
         folded = (1, batch * input.shape[1], *input.shape[2:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diffinf.errors import UserError
-from diffinf.influence.fallback import PerSampleLoss
 from diffinf.influence.ghost import GradientNorms, Scope
-from diffinf.progress import progress_bar
-from diffinf.run import atomic_path
+from diffinf.influence.losses import PerSampleLoss
+from diffinf.influence.shards import Ranks, Shards, gathered
+from diffinf.influence.stream import Sliceable, Stream, ToInput
+from diffinf.progress import Advance, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -23,125 +24,176 @@ logger = logging.getLogger(__name__)
 # does not depend on the batch size, which may be halved on the way.
 CHUNK = 2048
 
+Checkpoint = tuple[nn.Module | Callable[[], nn.Module], float]
+"""A model, or a function that loads it when its turn comes, and its learning rate."""
+
 
 def self_influence(
-    checkpoints: Sequence[tuple[nn.Module, float]],
-    images: Tensor,
-    labels: Tensor,
+    checkpoints: Sequence[Checkpoint],
+    images: Sliceable,
+    labels: Sliceable | None,
     *,
-    to_input: Callable[[Tensor, torch.device], Tensor],
+    to_input: ToInput,
     scope: Scope = "all",
-    loss: PerSampleLoss | None = None,
-    batch_size: int = 256,
+    loss: PerSampleLoss | str | None = None,
+    batch_size: int | None = None,
     device: torch.device | str = "cpu",
     scratch: Path | None = None,
     chunk: int = CHUNK,
+    ids: Sequence[str] | None = None,
 ) -> npt.NDArray[np.float64]:
     """S_i = Σ_c η_c · ||∇_θ loss(f_θc(x_i), y_i)||², in eval mode and without augmentation.
 
-    Samples stream through in batches; the memory does not grow with their number. The batch is halved where
-    the device's memory does not hold it.
+    Samples stream through in batches; the memory does not grow with their number (but for the result's 8
+    bytes each). The batch is halved where the device's memory does not hold it. Under `torchrun` the parts of
+    `chunk` samples are dealt out over the processes, and each of them returns the whole result.
 
     Args:
-        checkpoints: (model, learning rate η_c), on `device`.
-        images: (N, C, H, W) uint8, or anything of that shape that can be sliced.
+        checkpoints: (model, learning rate η_c), on `device`; a function that loads the model is called when
+            its turn comes, so that one model is in memory at a time.
+        images: (N, C, H, W) uint8, or anything with a length that can be sliced: `images[a:b]` goes to
+            `to_input`. With `labels` None, `images[a:b]` is a pair (images, labels).
         labels: (N,) class indices, or what `loss` takes.
         to_input: `to_input(images, device)` gives what the model takes.
         scope: as in `squared_gradient_norms`.
-        loss: `loss(output, labels) -> (N,)`; cross-entropy when None.
-        batch_size: samples of one backward at most.
+        loss: `loss(output, labels) -> (N,)`, or the name of one in `losses.py`; cross-entropy when None.
+        batch_size: samples of one backward at most; None chooses by what one sample takes.
         device: where the models are.
-        scratch: a directory for finished parts, one small file each, so that a killed run goes on; it must
-            belong to these inputs alone.
+        scratch: a directory for finished parts, one small file each, so that a killed run goes on, with any
+            number of processes; it must belong to these inputs alone.
         chunk: samples of one such part.
+        ids: names of the samples for messages; their rows when None.
 
     Returns:
-        (N,) float64; +inf for a sample whose gradient is not finite (their number is logged).
+        (N,) float64; +inf for a sample whose gradient is not finite (they are logged, by id).
 
     Raises:
-        UserError: see `squared_gradient_norms`; or not even one sample fits into memory.
+        UserError: see `squared_gradient_norms`; checkpoints of different architectures; a `scratch` of other
+            inputs; or not even one sample fits into memory.
     """
     if not checkpoints:
         raise UserError("self-influence needs at least one checkpoint; none was given.")
-    if len(images) != len(labels):
-        raise UserError(f"{len(images)} images but {len(labels)} labels: give one label for each image.")
-    total = np.zeros(len(labels))
-    device = torch.device(device)
-    size = batch_size
-    with progress_bar("self-influence", len(labels) * len(checkpoints)) as advance:
-        for c, (model, rate) in enumerate(checkpoints):
-            norms = GradientNorms(model, scope=scope, loss=loss)
-            for start in range(0, len(labels), chunk):
-                rows = slice(start, min(start + chunk, len(labels)))
-                path = None if scratch is None else scratch / f"norms-{c:03d}-{start:09d}.npy"
-                values = _finished(path, rows.stop - rows.start)
+    stream = Stream(images, labels, to_input, torch.device(device), batch_size)
+    if ids is not None and len(ids) != len(stream):
+        raise UserError(f"{len(stream)} images but {len(ids)} ids: give one id for each image.")
+    ranks = Ranks.of_environment()
+    shards = Shards(scratch, len(stream), len(checkpoints), chunk)
+    shards.open({"scope": scope if isinstance(scope, str) else list(scope), "loss": _name(loss)})
+    total = np.zeros(len(stream))
+    mine = list(shards.mine(ranks))
+    amount = sum(shards.rows(part).stop - shards.rows(part).start for _, parts in mine for part in parts)
+    with progress_bar("self-influence", amount) as advance:
+        for (checkpoint, parts), (rate, norms) in zip(
+            mine, _norms(checkpoints, stream, scope, loss), strict=True
+        ):
+            for part in parts:
+                rows = shards.rows(part)
+                values = shards.load(checkpoint, part)
                 if values is None:
-                    values, size = _chunk_norms(norms, images, labels, rows, to_input, size, device, advance)
-                    _keep(path, values)
+                    values = _part(stream, norms, rows, ids, advance)
+                    shards.keep(checkpoint, part, values)
                 else:
                     advance(len(values))
                 total[rows] += rate * values
-    infinite = np.flatnonzero(~np.isfinite(total))
-    total[infinite] = np.inf
-    if len(infinite):
-        logger.warning(
-            "%d samples have a gradient that is not finite and score +inf; rows %s%s",
-            len(infinite),
-            infinite[:20].tolist(),
-            " ..." if len(infinite) > 20 else "",
-        )
+    total = gathered(total, ranks)
+    _report_infinite(total, ids)
     return total
 
 
-def _chunk_norms(
-    norms: GradientNorms,
-    images: Tensor,
-    labels: Tensor,
-    rows: slice,
-    to_input: Callable[[Tensor, torch.device], Tensor],
-    size: int,
-    device: torch.device,
-    advance: Callable[[int], None],
-) -> tuple[npt.NDArray[np.float64], int]:
-    """Norms (n,) of the rows and the batch size that fitted."""
+def layer_shares(
+    checkpoints: Sequence[Checkpoint],
+    images: Sliceable,
+    labels: Sliceable | None,
+    *,
+    to_input: ToInput,
+    scope: Scope = "all",
+    loss: PerSampleLoss | str | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Which layers carry the score: {module: its share of the self-influence summed over all samples}.
+
+    Exact, and as cheap as the scores; the arguments are those of `self_influence`.
+
+    Returns:
+        Shares in 0..1 that add up to 1, by the module that owns the parameters, in the model's order; the
+        model's own parameters under "". Samples whose gradient is not finite are left out. All 0 where no
+        gradient is different from 0.
+
+    Raises:
+        UserError: see `self_influence`.
+    """
+    if not checkpoints:
+        raise UserError("self-influence needs at least one checkpoint; none was given.")
+    stream = Stream(images, labels, to_input, torch.device(device), batch_size)
+    sums: dict[str, float] = {}
+    with progress_bar("layers", len(stream) * len(checkpoints)) as advance:
+        for rate, norms in _norms(checkpoints, stream, scope, loss):
+            rows = slice(0, len(stream))
+            for _, found in stream.apply(norms.model, rows, lambda x, y, _, n=norms: n.breakdown(x, y)):  # type: ignore[misc]
+                finite = torch.stack(list(found.values())).sum(0).isfinite()
+                advance(len(finite))
+                for name, values in found.items():
+                    layer = name.rpartition(".")[0]
+                    sums[layer] = sums.get(layer, 0.0) + rate * float(values[finite].double().sum())
+    whole = sum(sums.values())
+    return {layer: value / whole if whole else 0.0 for layer, value in sums.items()}
+
+
+def _name(loss: PerSampleLoss | str | None) -> str:
+    return (
+        loss if isinstance(loss, str) else getattr(loss or "cross_entropy", "__qualname__", "cross_entropy")
+    )
+
+
+def _norms(
+    checkpoints: Sequence[Checkpoint],
+    stream: Stream,
+    scope: Scope,
+    loss: PerSampleLoss | str | None,
+) -> Iterator[tuple[float, GradientNorms]]:
+    """(learning rate, norms) of each checkpoint; UserError where one is of another architecture."""
+    first: dict[str, tuple[int, ...]] | None = None
+    for number, (entry, rate) in enumerate(checkpoints):
+        model = entry if isinstance(entry, nn.Module) else entry().to(stream.device)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        first = first or shapes
+        if shapes != first:
+            name = next(n for n in [*first, *shapes] if first.get(n) != shapes.get(n))
+            raise UserError(
+                f"checkpoint {number} is of another architecture than checkpoint 0: {name} has shape "
+                f"{shapes.get(name, 'none')}, expected {first.get(name, 'none')}. Give the checkpoints of one "
+                "training."
+            )
+        yield rate, GradientNorms(model, scope=scope, loss=loss)
+
+
+def _part(
+    stream: Stream, norms: GradientNorms, rows: slice, ids: Sequence[str] | None, advance: Advance
+) -> npt.NDArray[np.float64]:
+    """Norms (n,) of the rows."""
+
+    def score(inputs: Tensor, labels: Tensor, start: int) -> Tensor:
+        norms.describe = lambda row: f"sample {start + row if ids is None else ids[start + row]}"
+        return norms(inputs, labels)
+
     values = np.empty(rows.stop - rows.start)
-    done = 0
-    while done < len(values):
-        part = slice(rows.start + done, min(rows.start + done + size, rows.stop))
-        try:
-            found = norms(to_input(images[part], device), labels[part].to(device))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise UserError(
-                    "self-influence: one sample alone does not fit into memory; choose smaller images, a "
-                    'smaller classifier, or scope "head".'
-                ) from error
-            size = (size + 1) // 2
-            logger.warning("out of memory: self-influence goes on with batches of %d", size)
-        else:
-            values[done : done + len(found)] = found.double().cpu().numpy()
-            advance(len(found))
-            done += len(found)
-            continue
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # after the error is gone: its traceback holds the batch's arrays
-    return values, size
+    for part, found in stream.apply(norms.model, rows, score):
+        values[part.start - rows.start : part.stop - rows.start] = found.double().cpu().numpy()
+        advance(len(found))
+    return values
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def _finished(path: Path | None, count: int) -> npt.NDArray[np.float64] | None:
-    if path is None or not path.exists():
-        return None
-    values: npt.NDArray[np.float64] = np.load(path, allow_pickle=False)
-    return values if values.shape == (count,) else None
-
-
-def _keep(path: Path | None, values: npt.NDArray[np.float64]) -> None:
-    if path is not None:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
+def _report_infinite(total: npt.NDArray[np.float64], ids: Sequence[str] | None) -> None:
+    """Log the samples that score +inf, by id."""
+    infinite = np.flatnonzero(~np.isfinite(total))
+    total[infinite] = np.inf
+    if len(infinite):
+        shown = [int(row) if ids is None else ids[row] for row in infinite[:20]]
+        logger.warning(
+            "%d samples have a gradient that is not finite and score +inf; %s %s%s",
+            len(infinite),
+            "rows" if ids is None else "ids",
+            shown,
+            " ..." if len(infinite) > 20 else "",
+        )

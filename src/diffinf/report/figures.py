@@ -53,7 +53,12 @@ def found(files: RunFiles) -> dict[str, Any] | None:
         "noise": None if np.isnan(trust).all() else float(1 - np.nanmean(trust)),
         "threshold": threshold,
         "classes": classes,
-        "histogram": plots.score_histogram(scores[finite], flagged[finite], threshold)
+        "method": files.flags.get("method"),
+        "precision": files.flags.get("estimated_precision"),
+        "mixture": files.flags.get("mixture"),
+        "histogram": plots.score_histogram(
+            scores[finite], flagged[finite], threshold, mixture=files.flags.get("mixture")
+        )
         if finite.any()
         else None,
         "chart": _class_chart(classes),

@@ -36,7 +36,7 @@ class RunFiles:
         truths: rows of evaluation.parquet (id, target, truth) by id, where truth is known.
         pictures: uint8 (M, C, H, W) by name (original, roundtrip, edited), rows as ``edits``.
         labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed of ``compare``.
-        evaluation, surrogate, autoencoder: figures from their JSON files.
+        flags, evaluation, surrogate, autoencoder: figures from their JSON files.
         damaged: files that are there but cannot be read, with the reason.
     """
 
@@ -55,6 +55,7 @@ class RunFiles:
     pictures: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
     labels: NDArray[np.int64] | None = None
     logits: dict[str, dict[int, NDArray[np.float32]]] = field(default_factory=dict)
+    flags: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
@@ -92,6 +93,7 @@ def read_run(directory: Path) -> RunFiles:
         pictures=_pictures(reader, len(tables["edits"] or [])),
         labels=labels,
         logits=_logits(reader, labels, compare or []),
+        flags=reader.json("flags.json"),
         evaluation=reader.json("evaluation.json"),
         surrogate=reader.json("surrogate/metrics.json"),
         autoencoder=reader.json("autoencoder/metrics.json"),

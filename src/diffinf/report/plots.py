@@ -91,9 +91,14 @@ def _chart(draw: Callable[P, Figure]) -> Callable[P, str]:
 
 @_chart
 def score_histogram(
-    scores: NDArray[np.float64], flagged: NDArray[np.bool_], threshold: float | None, label: str = "score"
+    scores: NDArray[np.float64],
+    flagged: NDArray[np.bool_],
+    threshold: float | None,
+    label: str = "score",
+    *,
+    mixture: dict[str, Any] | None = None,
 ) -> Figure:
-    """Histogram of finite scores (N,) with the flagged part set off and the threshold as a line."""
+    """Histogram of finite scores (N,) with the flagged part set off, the threshold, a fitted mixture's curves."""
     low, high = np.quantile(scores, [0.002, 0.998])  # far outliers must not squeeze the rest into one bar
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
@@ -104,13 +109,29 @@ def score_histogram(
     axes.hist(
         parts, bins=edges, stacked=True, color=[_ACCENT, _WARM], label=["not flagged", "flagged"], rwidth=0.92
     )
+    if mixture is not None:
+        x = np.linspace(edges[0], edges[-1], 300)
+        for place, curve in enumerate(_components(mixture, x)):
+            counts = curve * len(scores) * (edges[1] - edges[0])
+            axes.plot(x, counts, color=_INK, linewidth=1.3, label="fitted" if place == 0 else None)
     if threshold is not None:
         axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="threshold")
     axes.set_xlabel(label)
     axes.set_ylabel("training samples")
     axes.grid(axis="y")
-    _legend_above(axes, 3)
+    _legend_above(axes, 3 if mixture is None else 4)
     return figure
+
+
+def _components(mixture: dict[str, Any], x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Densities at x of the two fitted normal components; of a score whose logarithm was fitted, over the score."""
+    on_log = bool(mixture["log_scale"])
+    place = np.log(np.maximum(x, np.finfo(np.float64).tiny)) if on_log else x
+    stretch = np.maximum(x, np.finfo(np.float64).tiny) if on_log else np.ones_like(x)
+    parts = zip(mixture["weights"], mixture["means"], mixture["deviations"], strict=True)
+    return [
+        w * np.exp(-(((place - m) / d) ** 2) / 2) / (d * np.sqrt(2 * np.pi)) / stretch for w, m, d in parts
+    ]
 
 
 @_chart

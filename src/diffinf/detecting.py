@@ -1,0 +1,123 @@
+"""Every score of a scores.parquet against the truth: tables for people and machines, curves as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from diffinf.errors import UserError
+from diffinf.evaluate.detection import Detection, detection
+from diffinf.influence.flag import flag
+from diffinf.report.curves import draw_curves
+from diffinf.run import Run, atomic_path, read_table, write_json
+from diffinf.scores import RIVALS
+
+Bools = npt.NDArray[np.bool_]
+
+SCORES = ("score", "self_influence", *RIVALS)
+_RESAMPLES = 300
+_TRUTH_COLUMNS = ("wrong", "truth", "truth_label")
+
+
+def detect(
+    scores: Path, truth: Path | None = None, *, picture: Path | None = None, seed: int = 0
+) -> dict[str, Detection]:
+    """Measure how well each score of a run finds wrong labels.
+
+    Every score flags as many samples as the run did, so that the precisions compare.
+
+    Args:
+        scores: a run's directory, or a scores.parquet.
+        truth: CSV or Parquet with a column id and one of wrong (true or false), truth, truth_label (a class name);
+            none: what the run knows of the truth. Samples without a row there are left out.
+        picture: PNG to draw the precision-recall curves into.
+        seed: of the bootstrap intervals.
+
+    Returns:
+        By score, "score" (the one that flags) first, then by falling average precision. In a run's directory the
+        same is written to detection.json.
+
+    Raises:
+        UserError: a file cannot be read, no truth is known, or no label is wrong or none is right.
+    """
+    table = read_table(scores / "scores.parquet" if scores.is_dir() else scores)
+    missing = {"id", "label", "score", "flagged"} - set(table.column_names)
+    if missing:
+        raise UserError(f"{scores}: no column {min(missing)!r}; expected the scores.parquet of a run")
+    table, wrong = _joined(table, scores, truth)
+    found = {name: _measure(table, name, wrong, seed) for name in SCORES if _complete(table, name)}
+    ranked = sorted(found.items(), key=lambda item: (item[0] != "score", -(item[1].average_precision or 0)))
+    found = dict(ranked)
+    if Run.exists(scores):
+        write_json(scores / "detection.json", {name: value.to_dict() for name, value in found.items()})
+    if picture is not None:
+        with atomic_path(picture) as partial:
+            draw_curves({name: value.curve for name, value in found.items()}, float(wrong.mean()), partial)
+    return found
+
+
+def _complete(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and not table[name].null_count
+
+
+def _measure(table: pa.Table, name: str, wrong: Bools, seed: int) -> Detection:
+    values = np.nan_to_num(table[name].to_numpy(), posinf=np.finfo(np.float64).max)
+    flagged = table["flagged"].to_numpy()
+    if name != "score":
+        flagged = flag(values, table["id"].to_pylist(), method="count", count=int(flagged.sum())).flagged
+    labels = np.array(table["label"].to_pylist())
+    return detection(values, flagged, wrong, labels=labels, seed=seed, bootstrap=_RESAMPLES)
+
+
+def _joined(table: pa.Table, scores: Path, truth: Path | None) -> tuple[pa.Table, Bools]:
+    """The rows whose truth is known, and whether their labels are wrong, (N,)."""
+    path = truth
+    if path is None:
+        path = scores / "evaluation.parquet"
+        if not (scores.is_dir() and path.exists()):
+            raise UserError(
+                f"{scores}: nothing is known of the truth; give a file with the columns id and truth by --truth"
+            )
+    known = _truths(path)
+    ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
+    rows = [row for row, id_ in enumerate(ids) if id_ in known]
+    if not rows:
+        raise UserError(f"{path}: none of its ids is among the scored samples, such as {ids[0]}")
+    values = [known[ids[row]] for row in rows]
+    wrong = np.array(
+        [v if isinstance(v, bool) else v != labels[row] for row, v in zip(rows, values, strict=True)]
+    )
+    if wrong.all() or not wrong.any():
+        raise UserError(
+            f"{path}: {'every' if wrong.all() else 'no'} label of the {len(rows)} samples is wrong: detection is not "
+            "defined; expected both wrong and right labels"
+        )
+    return table.take(pa.array(rows)), wrong
+
+
+def _truths(path: Path) -> dict[str, Any]:
+    """Truth by id: a bool "wrong", or the name of the true class."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        table = read_table(path)
+    else:
+        from pyarrow import csv
+
+        try:
+            table = csv.read_csv(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path}: cannot be read ({error}); expected CSV or Parquet with ids") from error
+    column = next((name for name in _TRUTH_COLUMNS if name in table.column_names), None)
+    if column is None or "id" not in table.column_names:
+        raise UserError(
+            f"{path}: expected a column id and one of {', '.join(_TRUTH_COLUMNS)}; found "
+            f"{', '.join(table.column_names)}"
+        )
+    values = table[column].to_pylist()
+    if column == "wrong" and not all(isinstance(value, bool) for value in values):
+        raise UserError(f"{path}: column 'wrong' must hold true or false")
+    named = [value if isinstance(value, bool) else str(value) for value in values]
+    return dict(zip((str(id_) for id_ in table["id"].to_pylist()), named, strict=True))
