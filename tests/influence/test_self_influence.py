@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from diffinf.errors import UserError
+from diffinf.influence import stream
 from diffinf.influence.ghost import GradientNorms, squared_gradient_norms
-from diffinf.influence.self_influence import self_influence
+from diffinf.influence.self_influence import layer_shares, self_influence
+from diffinf.influence.stream import fitting_batch
 
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:
@@ -112,6 +116,16 @@ def test_infinite_gradients_score_infinity_and_are_logged(
         )
     assert np.flatnonzero(np.isinf(found)).tolist() == [3]
     assert "rows [3]" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        self_influence(
+            [(Root(), 0.1)],
+            images,
+            labels,
+            to_input=lambda x, device: x.float() / 255,
+            ids=[f"face-{i}" for i in range(23)],
+        )
+    assert "ids ['face-3']" in caplog.text
 
 
 def test_bad_input_is_named(samples: tuple[Tensor, Tensor]) -> None:
@@ -123,5 +137,62 @@ def test_bad_input_is_named(samples: tuple[Tensor, Tensor]) -> None:
     broken = network(0)
     with torch.no_grad():
         broken[0].weight.fill_(torch.nan)  # type: ignore[union-attr, operator]
-    with pytest.raises(UserError, match="NaN"):
+    with pytest.raises(UserError, match="NaN for sample 0 "):
         self_influence([(broken, 0.1)], images, labels, to_input=to_input)
+    labels = labels.clone()
+    labels[17] = 3
+    with pytest.raises(UserError, match=r"label 3 of sample 17 is outside .* 0\.\.2"):
+        self_influence(CHECKPOINTS, images, labels, to_input=to_input, batch_size=5)
+    ids = [f"face-{i}" for i in range(23)]
+    with pytest.raises(UserError, match="label 3 of sample face-17"):
+        self_influence(CHECKPOINTS, images, labels, to_input=to_input, batch_size=5, ids=ids)
+    with pytest.raises(UserError, match="22 ids"):
+        self_influence(CHECKPOINTS, images, labels, to_input=to_input, ids=ids[:22])
+    with pytest.raises(UserError, match="at least 1, got 0"):
+        self_influence(CHECKPOINTS, images, labels, to_input=to_input, batch_size=0)
+
+
+def test_a_checkpoint_of_another_architecture_is_named(samples: tuple[Tensor, Tensor]) -> None:
+    wider = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
+    with pytest.raises(UserError, match=r"checkpoint 1 .* 0.weight has shape \(5, 1, 3, 3\), expected \(4, "):
+        self_influence([CHECKPOINTS[0], (wider, 0.1)], *samples, to_input=to_input)
+
+
+def test_parts_of_other_settings_are_refused(samples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    self_influence(CHECKPOINTS, *samples, to_input=to_input, scratch=tmp_path)
+    with pytest.raises(UserError, match="scope = all, this run has scope = head"):
+        self_influence(CHECKPOINTS, *samples, to_input=to_input, scratch=tmp_path, scope="head")
+
+
+def test_models_are_loaded_one_at_a_time(samples: tuple[Tensor, Tensor]) -> None:
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def load(seed: int) -> nn.Module:
+        assert all(reference() is None for reference in alive)
+        model = network(seed)
+        alive.append(weakref.ref(model))
+        return model
+
+    lazy = [(functools.partial(load, 0), 0.1), (functools.partial(load, 1), 0.02)]
+    found = self_influence(lazy, *samples, to_input=to_input)
+    np.testing.assert_array_equal(found, self_influence(CHECKPOINTS, *samples, to_input=to_input))
+
+
+def test_the_batch_is_chosen_by_what_a_sample_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(256, 3)).train()
+    inputs = torch.randn(2, 1, 8, 8)
+    each = 4 * (64 + 256)  # what came in, and what tanh and the linear layer share
+    for samples, expected in ((100, 64), (0.5, 1), (1e9, 512)):
+        monkeypatch.setattr(stream, "_CPU_BYTES", int(samples * each))
+        assert fitting_batch(model, inputs) == expected
+    assert model.training and not inputs.requires_grad
+
+
+def test_layer_shares_are_those_of_the_breakdown(samples: tuple[Tensor, Tensor]) -> None:
+    shares = layer_shares(CHECKPOINTS, *samples, to_input=to_input, batch_size=5)
+    assert list(shares) == ["0", "1", "4"]
+    assert sum(shares.values()) == pytest.approx(1)
+    whole = self_influence(CHECKPOINTS, *samples, to_input=to_input).sum()
+    for layer in shares:
+        part = self_influence(CHECKPOINTS, *samples, to_input=to_input, scope=[layer]).sum()
+        assert shares[layer] == pytest.approx(part / whole, rel=1e-5)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
 IMAGE_SIZES = (32, 48, 64, 96, 128)
+_LONGEST = 1000  # characters of an id, a label, a person, a group
 _MANY_CLASSES = 20  # numbers as classes: probably to be cut into bins
 
 
@@ -204,6 +205,7 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
             out of the root, a class with fewer than two training samples, no readable image.
     """
     records = read_records(path, config)
+    _check_lengths(records, config)
     _check_ids(records)
     notes = name_classes(records, config)
     sound = [row for row in range(len(records.ids)) if row not in records.faults]
@@ -272,6 +274,21 @@ def _verify(
                 else:
                     checked[row] = result
     return checked, quarantine
+
+
+def _check_lengths(records: Records, config: DataConfig) -> None:
+    """Refuse texts that no name can be: an array of N strings takes the room of the longest one N times."""
+    columns: dict[str, Sequence[str | None]] = {"id": records.ids, f"label {config.label!r}": records.labels}
+    if records.identities is not None:
+        columns["identity"] = records.identities
+    columns |= {f"group {name!r}": values for name, values in records.groups.items()}
+    for title, values in columns.items():
+        for row, text in enumerate(values):
+            if text is not None and len(text) > _LONGEST:
+                raise UserError(
+                    f"{records.places[row]}: {title} has {len(text):,} characters, {text[:40]!r} ...; expected"
+                    f" at most {_LONGEST:,}: shorten it, or name another column"
+                )
 
 
 def _check_ids(records: Records) -> None:

@@ -81,20 +81,13 @@ def self_influence(
     shards.open({"scope": scope if isinstance(scope, str) else list(scope), "loss": _name(loss)})
     total = np.zeros(len(stream))
     mine = list(shards.mine(ranks))
+    opened = _Checkpoints(checkpoints, stream.device, scope, loss)
     amount = sum(shards.rows(part).stop - shards.rows(part).start for _, parts in mine for part in parts)
     with progress_bar("self-influence", amount) as advance:
-        for (checkpoint, parts), (rate, norms) in zip(
-            mine, _norms(checkpoints, stream, scope, loss), strict=True
-        ):
-            for part in parts:
-                rows = shards.rows(part)
-                values = shards.load(checkpoint, part)
-                if values is None:
-                    values = _part(stream, norms, rows, ids, advance)
-                    shards.keep(checkpoint, part, values)
-                else:
-                    advance(len(values))
-                total[rows] += rate * values
+        for checkpoint, parts in mine:
+            rate = checkpoints[checkpoint][1]
+            for part, values in _finished(shards, opened, checkpoint, parts, stream, ids, advance):
+                total[shards.rows(part)] += rate * values
     total = gathered(total, ranks)
     _report_infinite(total, ids)
     return total
@@ -127,15 +120,11 @@ def layer_shares(
         raise UserError("self-influence needs at least one checkpoint; none was given.")
     stream = Stream(images, labels, to_input, torch.device(device), batch_size)
     sums: dict[str, float] = {}
+    opened = _Checkpoints(checkpoints, stream.device, scope, loss)
     with progress_bar("layers", len(stream) * len(checkpoints)) as advance:
-        for rate, norms in _norms(checkpoints, stream, scope, loss):
-            rows = slice(0, len(stream))
-            for _, found in stream.apply(norms.model, rows, lambda x, y, _, n=norms: n.breakdown(x, y)):  # type: ignore[misc]
-                finite = torch.stack(list(found.values())).sum(0).isfinite()
-                advance(len(finite))
-                for name, values in found.items():
-                    layer = name.rpartition(".")[0]
-                    sums[layer] = sums.get(layer, 0.0) + rate * float(values[finite].double().sum())
+        for checkpoint, (_, rate) in enumerate(checkpoints):
+            for name, value in _layer_sums(opened.norms(checkpoint), stream, advance).items():
+                sums[name] = sums.get(name, 0.0) + rate * value
     whole = sum(sums.values())
     return {layer: value / whole if whole else 0.0 for layer, value in sums.items()}
 
@@ -146,26 +135,69 @@ def _name(loss: PerSampleLoss | str | None) -> str:
     )
 
 
-def _norms(
-    checkpoints: Sequence[Checkpoint],
-    stream: Stream,
-    scope: Scope,
-    loss: PerSampleLoss | str | None,
-) -> Iterator[tuple[float, GradientNorms]]:
-    """(learning rate, norms) of each checkpoint; UserError where one is of another architecture."""
-    first: dict[str, tuple[int, ...]] | None = None
-    for number, (entry, rate) in enumerate(checkpoints):
-        model = entry if isinstance(entry, nn.Module) else entry().to(stream.device)
+class _Checkpoints:
+    """Norms of each checkpoint; they must all be of one architecture."""
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        device: torch.device,
+        scope: Scope,
+        loss: PerSampleLoss | str | None,
+    ) -> None:
+        self._checkpoints, self._device, self._scope, self._loss = checkpoints, device, scope, loss
+        self._first: tuple[int, dict[str, tuple[int, ...]]] | None = None
+
+    def norms(self, number: int) -> GradientNorms:
+        """Load checkpoint `number` if it is not; UserError where it is of another architecture."""
+        entry = self._checkpoints[number][0]
+        model = entry if isinstance(entry, nn.Module) else entry().to(self._device)
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        first = first or shapes
+        self._first = self._first or (number, shapes)
+        before, first = self._first
         if shapes != first:
             name = next(n for n in [*first, *shapes] if first.get(n) != shapes.get(n))
             raise UserError(
-                f"checkpoint {number} is of another architecture than checkpoint 0: {name} has shape "
+                f"checkpoint {number} is of another architecture than checkpoint {before}: {name} has shape "
                 f"{shapes.get(name, 'none')}, expected {first.get(name, 'none')}. Give the checkpoints of one "
                 "training."
             )
-        yield rate, GradientNorms(model, scope=scope, loss=loss)
+        return GradientNorms(model, scope=self._scope, loss=self._loss)
+
+
+def _finished(
+    shards: Shards,
+    opened: _Checkpoints,
+    checkpoint: int,
+    parts: Sequence[int],
+    stream: Stream,
+    ids: Sequence[str] | None,
+    advance: Advance,
+) -> Iterator[tuple[int, npt.NDArray[np.float64]]]:
+    """(part, its norms (n,)) of one checkpoint, from the disk or computed and kept there."""
+    norms: GradientNorms | None = None  # a model that nothing is missing of is not even loaded
+    for part in parts:
+        values = shards.load(checkpoint, part)
+        if values is None:
+            norms = norms or opened.norms(checkpoint)
+            values = _part(stream, norms, shards.rows(part), ids, advance)
+            shards.keep(checkpoint, part, values)
+        else:
+            advance(len(values))
+        yield part, values
+
+
+def _layer_sums(norms: GradientNorms, stream: Stream, advance: Advance) -> dict[str, float]:
+    """Squared norms of each layer, summed over all samples with a finite gradient."""
+    sums: dict[str, float] = {}
+    everything = slice(0, len(stream))
+    for _, found in stream.apply(norms.model, everything, lambda x, y, _: norms.breakdown(x, y)):
+        finite = torch.stack(list(found.values())).sum(0).isfinite()
+        advance(len(finite))
+        for name, values in found.items():
+            layer = name.rpartition(".")[0]
+            sums[layer] = sums.get(layer, 0.0) + float(values[finite].double().sum())
+    return sums
 
 
 def _part(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from diffinf.data.images import UnreadableImageError
 from diffinf.data.readers.base import ImageStore, relative_inside
-from diffinf.data.readers.formats import ARROW, broken, open_arrow
+from diffinf.data.readers.formats import ARROW, broken, open_arrow, valid
 from diffinf.errors import UserError
 
 _CACHE_BYTES = 2**29
@@ -34,7 +34,7 @@ class _ParquetColumn:
 
     def paths(self) -> pa.ChunkedArray:
         try:
-            return self._file.read(columns=[f"{self._column}.path"]).column(0)
+            return valid(self._file.read(columns=[f"{self._column}.path"]).column(0))
         except (pa.ArrowException, OSError) as error:
             raise broken(self._path, error) from error
 
@@ -45,6 +45,7 @@ class _ArrowColumn:
     def __init__(self, file: Path, column: str) -> None:
         with open_arrow(file) as reader:
             self._values = reader.read_all().column(column)
+        self._path = file
         self.rows = [len(chunk) for chunk in self._values.chunks]
         self.kind = self._values.type
 
@@ -52,7 +53,10 @@ class _ArrowColumn:
         return self._values.chunk(number)
 
     def paths(self) -> pa.ChunkedArray:
-        return self._values
+        try:
+            return valid(self._values)
+        except pa.ArrowException as error:
+            raise broken(self._path, error) from error
 
 
 class EmbeddedStore:

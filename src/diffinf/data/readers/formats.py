@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,26 @@ def read_schema(file: Path) -> pa.Schema:
                 schema = reader.schema
         else:
             schema = pq.ParquetFile(file).schema_arrow
+        names = _checked_names(schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise broken(file, error) from error
-    double = [name for name in schema.names if schema.names.count(name) > 1]
+    double = [name for name in names if names.count(name) > 1]
     if double:
         raise UserError(f"{file}: two columns are named {double[0]!r}; rename one")
     return schema
+
+
+def _checked_names(fields: Iterable[pa.Field]) -> list[str]:
+    """The names of columns; Arrow lets them be any bytes, and those below them too, until one is asked for.
+
+    Raises:
+        UnicodeDecodeError: one is no UTF-8.
+    """
+    names = []
+    for field in fields:
+        names.append(field.name)
+        _checked_names(field.type.field(index) for index in range(field.type.num_fields))
+    return names
 
 
 def read_columns(
@@ -74,10 +88,20 @@ def read_columns(
             return _json_table(file).select(list(columns))
         if suffix == ARROW:
             with open_arrow(file) as reader:
-                return reader.read_all().select(list(columns))
-        return pq.ParquetFile(file).read(columns=list(columns))
+                return valid(reader.read_all().select(list(columns)))
+        return valid(pq.ParquetFile(file).read(columns=list(columns)))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise broken(file, error) from error
+
+
+def valid(values: Any) -> Any:
+    """A table or column as it is: neither Parquet nor Arrow say that text is UTF-8, or offsets in order.
+
+    Raises:
+        pa.ArrowException: it is not.
+    """
+    values.validate(full=True)
+    return values
 
 
 def broken(file: Path, error: Exception) -> UserError:
@@ -102,6 +126,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 value = json.loads(line) if line.strip() else None
+                json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
             except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{file}: line {number} is not JSON ({error}); expected one object a line"
