@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from diffinf.diffusion.invert import decode, invert, timestep_grid
 
 TIMESTEPS = 1000
 ALPHAS = (1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64)).cumprod(0)
-MODEL: Any = SimpleNamespace(spec=SimpleNamespace(timesteps=TIMESTEPS), alphas_cumprod=ALPHAS)
 
 # Data with one normal distribution a channel.
 MEAN = torch.tensor([0.0, 0.7, -1.2], dtype=torch.float64)[None, :, None, None]
@@ -50,7 +48,7 @@ def clean() -> Tensor:
 def test_inversion_converges_to_the_exact_trajectory(clean: Tensor, depth: float) -> None:
     exact = exact_trajectory(clean, depth)
     errors = [
-        (invert(MODEL, clean, exact_v, steps=steps, depth=depth) - exact).abs().max().item()
+        (invert(ALPHAS, clean, exact_v, steps=steps, depth=depth) - exact).abs().max().item()
         for steps in (25, 50, 100)
     ]
     # First order: twice the steps, half the error.
@@ -67,14 +65,14 @@ def test_inversion_turns_by_the_angle_between_noise_levels(clean: Tensor, steps:
         v = curved_v(expected, torch.full((len(clean),), t))
         expected = (target - angle).cos() * expected + (target - angle).sin() * v
         angle = target
-    torch.testing.assert_close(invert(MODEL, clean, curved_v, steps=steps, depth=depth), expected)
+    torch.testing.assert_close(invert(ALPHAS, clean, curved_v, steps=steps, depth=depth), expected)
 
 
 @pytest.mark.parametrize("depth", [0.3, 0.7, 1.0])
 def test_decoding_converges_to_the_clean_latents(clean: Tensor, depth: float) -> None:
     noisy = exact_trajectory(clean, depth)
     errors = [
-        (decode(MODEL, noisy, exact_v, steps=steps, depth=depth) - clean).abs().max().item()
+        (decode(ALPHAS, noisy, exact_v, steps=steps, depth=depth) - clean).abs().max().item()
         for steps in (25, 50, 100)
     ]
     assert errors[1] < 0.65 * errors[0] and errors[2] < 0.65 * errors[1]
@@ -85,8 +83,8 @@ def test_decoding_converges_to_the_clean_latents(clean: Tensor, depth: float) ->
 def test_what_was_inverted_is_decoded_ever_better_with_more_steps(clean: Tensor, depth: float) -> None:
     errors = []
     for steps in (20, 40, 80, 160):
-        noisy = invert(MODEL, clean, exact_v, steps=steps, depth=depth)
-        back = decode(MODEL, noisy, exact_v, steps=steps, depth=depth)
+        noisy = invert(ALPHAS, clean, exact_v, steps=steps, depth=depth)
+        back = decode(ALPHAS, noisy, exact_v, steps=steps, depth=depth)
         errors.append((back - clean).abs().max().item())
     assert all(later < 0.7 * earlier for earlier, later in pairwise(errors)), errors
     assert errors[-1] < 0.1
@@ -125,7 +123,7 @@ def test_decoding_is_ddim_of_diffusers(
     for t in ddim.timesteps:
         v = predict(expected, t.expand(len(expected)))
         expected = ddim.step(v, t, expected, eta=0.0).prev_sample
-    result = decode(MODEL, noisy, predict, steps=steps)
+    result = decode(ALPHAS, noisy, predict, steps=steps)
     # diffusers keeps its noise levels in float32.
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
@@ -138,8 +136,8 @@ def test_the_network_is_asked_once_a_step_at_the_noisier_level() -> None:
         return torch.zeros_like(noisy)
 
     latents = torch.zeros(2, 3, 1, 1)
-    invert(MODEL, latents, predict, steps=4, depth=0.4)
-    decode(MODEL, latents, predict, steps=4, depth=0.4)
+    invert(ALPHAS, latents, predict, steps=4, depth=0.4)
+    decode(ALPHAS, latents, predict, steps=4, depth=0.4)
     up = [[99, 99], [199, 199], [299, 299], [399, 399]]
     assert asked == up + up[::-1]
 
@@ -162,7 +160,7 @@ def test_a_correction_changes_the_clean_latents_and_keeps_the_noisy_ones(clean: 
         return target
 
     noisy = exact_trajectory(clean, 0.8)
-    result = decode(MODEL, noisy, predict, steps=4, depth=0.8, correct=correct)
+    result = decode(ALPHAS, noisy, predict, steps=4, depth=0.8, correct=correct)
     assert remaining == [1.0, 0.75, 0.5, 0.25]
     torch.testing.assert_close(result, target)
     # The noise explains what the corrected clean latents leave of the noisy ones, and goes on to the next level.
@@ -173,8 +171,8 @@ def test_a_correction_changes_the_clean_latents_and_keeps_the_noisy_ones(clean: 
 
 def test_a_correction_of_nothing_changes_nothing(clean: Tensor) -> None:
     noisy = exact_trajectory(clean, 0.8)
-    plain = decode(MODEL, noisy, exact_v, steps=5, depth=0.8)
-    same = decode(MODEL, noisy, exact_v, steps=5, depth=0.8, correct=lambda predicted, _: predicted)
+    plain = decode(ALPHAS, noisy, exact_v, steps=5, depth=0.8)
+    same = decode(ALPHAS, noisy, exact_v, steps=5, depth=0.8, correct=lambda predicted, _: predicted)
     assert torch.equal(plain, same)
 
 
@@ -198,4 +196,4 @@ def test_more_steps_than_noise_levels_are_refused_or_bounded() -> None:
         steps = RepairConfig(diffusion_steps=TIMESTEPS + 1).diffusion_steps
     except ValidationError:
         return
-    decode(MODEL, torch.zeros(1, 3, 1, 1), exact_v, steps=steps)
+    decode(ALPHAS, torch.zeros(1, 3, 1, 1), exact_v, steps=steps)

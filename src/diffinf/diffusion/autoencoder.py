@@ -226,7 +226,7 @@ class DiffusionAutoencoder(nn.Module):
 
     def invert(self, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0) -> Tensor:
         """Return latents carried up to noise level `depth`; see `diffinf.diffusion.invert.invert`."""
-        return invert(self, latents, predict, steps=steps, depth=depth)
+        return invert(self.alphas_cumprod, latents, predict, steps=steps, depth=depth)
 
     def decode(
         self,
@@ -238,7 +238,7 @@ class DiffusionAutoencoder(nn.Module):
         correct: Correction | None = None,
     ) -> Tensor:
         """Return clean latents of noisy ones; see `diffinf.diffusion.invert.decode`."""
-        return decode(self, noisy, predict, steps=steps, depth=depth, correct=correct)
+        return decode(self.alphas_cumprod, noisy, predict, steps=steps, depth=depth, correct=correct)
 
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attribute's logits (B, K) and identity vectors (B, I) of normalised codes (B, D)."""

@@ -7,13 +7,9 @@ inversion cannot be undone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 
 # (noisy latents (B, L, h, w), timesteps (B,)) -> what the model predicts, here v, (B, L, h, w)
 Prediction = Callable[[Tensor, Tensor], Tensor]
@@ -36,15 +32,15 @@ def _moved(noisy: Tensor, v: Tensor, alpha_from: Tensor, alpha_to: Tensor) -> Te
 
 @torch.no_grad()
 def invert(
-    model: DiffusionAutoencoder, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
+    alphas_cumprod: Tensor, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
 ) -> Tensor:
     """Return the stochastic code: `latents` (B, L, h, w) carried up to noise level `depth` in (0, 1].
 
-    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
+    `alphas_cumprod` (T,) is the share of the variance that is signal, by timestep. Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
     """
     one = torch.ones((), device=latents.device)
-    levels = timestep_grid(model.spec.timesteps, steps, depth)
-    alphas = [one, *(model.alphas_cumprod[t] for t in levels)]
+    levels = timestep_grid(len(alphas_cumprod), steps, depth)
+    alphas = [one, *(alphas_cumprod[t] for t in levels)]
     for index, t in enumerate(levels):
         # The network is asked at the level it is carried to: asked at level 0 it has never seen anything to denoise.
         v = predict(latents, torch.full((len(latents),), t, device=latents.device))
@@ -61,7 +57,7 @@ def _first(latents: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(
-    model: DiffusionAutoencoder,
+    alphas_cumprod: Tensor,
     noisy: Tensor,
     predict: Prediction,
     *,
@@ -72,7 +68,7 @@ def decode(
     """Return clean latents (B, L, h, w) from latents at noise level `depth`; undoes `invert` up to its error.
 
     Args:
-        model: gives the noise schedule.
+        alphas_cumprod: (T,), the share of the variance that is signal, by timestep.
         noisy: latents (B, L, h, w) at noise level `depth`.
         predict: the denoiser under its context.
         steps: network evaluations.
@@ -80,8 +76,8 @@ def decode(
         correct: changes the predicted clean latents at a step that is so far, in (0, 1], from the end; the noise
             is adapted so that the noisy latents stay where they are.
     """
-    levels = timestep_grid(model.spec.timesteps, steps, depth)
-    alphas = [torch.ones((), device=noisy.device), *(model.alphas_cumprod[t] for t in levels)]
+    levels = timestep_grid(len(alphas_cumprod), steps, depth)
+    alphas = [torch.ones((), device=noisy.device), *(alphas_cumprod[t] for t in levels)]
     for index in reversed(range(steps)):
         alpha = alphas[index + 1]
         v = predict(noisy, torch.full((len(noisy),), levels[index], device=noisy.device))
