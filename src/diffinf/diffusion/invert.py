@@ -36,7 +36,8 @@ def invert(
 ) -> Tensor:
     """Return the stochastic code: `latents` (B, L, h, w) carried up to noise level `depth` in (0, 1].
 
-    `alphas_cumprod` (T,) is the share of the variance that is signal, by timestep. Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
+    `alphas_cumprod` (T,) is the share of the variance that is signal, by timestep.
+    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
     """
     one = torch.ones((), device=latents.device)
     levels = timestep_grid(len(alphas_cumprod), steps, depth)
