@@ -33,7 +33,9 @@ def score_run(workspace: Workspace) -> None:
     crossfit = load_crossfit(run.crossfit)
     dynamics = load_dynamics(run.classifier)
     probabilities = crossfit.logits.double().softmax(1).numpy()
+    influence = load_tensors(run.path / "influence.safetensors")["self_influence"].numpy()
     suspicion = error_log_odds(labels, _fitted(crossfit, dynamics[-1].double().softmax(1).numpy()))
+    suspicion[np.isinf(influence)] = np.inf  # a gradient that overflows is as suspicious as can be
     trust = label_trust(labels, probabilities, confident_joint(labels, probabilities))
     trust = ranked_trust(trust, suspicion)
     result = _flags(workspace, suspicion, float(1 - trust.mean()))
@@ -43,7 +45,7 @@ def score_run(workspace: Workspace) -> None:
         appears=probabilities.argmax(1),
         class_names=class_names,
         score=suspicion,
-        self_influence=load_tensors(run.path / "influence.safetensors")["self_influence"].numpy(),
+        self_influence=influence,
         flagged=result.flagged,
         threshold=result.threshold,
         label_trust=trust,
@@ -64,7 +66,7 @@ def _flags(workspace: Workspace, suspicion: Floats, noise: float) -> FlagResult:
     """Flag by the settings, or as the user's file says; `noise` is the estimated share of wrong labels."""
     config, data = workspace.config.influence, workspace.dataset
     if config.flags is not None:
-        elsewhere = data.ids[np.setdiff1d(np.arange(len(data)), workspace.rows)]
+        elsewhere = data.ids[np.setdiff1d(np.arange(len(data.ids)), workspace.rows)]
         return FlagResult(read_flags(config.flags, workspace.ids, elsewhere), None)
     return flag(
         suspicion,
@@ -86,8 +88,8 @@ def _account(workspace: Workspace, result: FlagResult, trust: Floats) -> dict[st
         "method": "ids" if config.flags is not None else config.flag,
         "n": len(labels),
         "flagged": int(result.flagged.sum()),
-        "threshold": result.threshold,
-        "class_thresholds": None if by_class is None else {names[k]: v for k, v in by_class.items()},
+        "threshold": _finite(result.threshold),
+        "class_thresholds": None if by_class is None else {names[k]: _finite(v) for k, v in by_class.items()},
         "mixture": None if result.mixture is None else asdict(result.mixture),
         "estimated_noise": float(1 - trust.mean()),
         "estimated_class_noise": {
@@ -95,3 +97,8 @@ def _account(workspace: Workspace, result: FlagResult, trust: Floats) -> dict[st
         },
         "estimated_precision": None if np.isnan(precision) else precision,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no infinity; only samples whose gradient overflowed are flagged then."""
+    return None if value is None or np.isinf(value) else value
