@@ -35,7 +35,7 @@ from diffinf.influence.noise import (
 )
 from diffinf.influence.rivals import margin, self_confidence
 from diffinf.pipeline import repair_dataset
-from diffinf.run import Run, read_class_names, read_table, write_json
+from diffinf.run import Run, read_class_names, read_json, read_table, write_json
 from diffinf.scores import RIVALS
 from fer_noise import hardware, prepare
 
@@ -101,6 +101,7 @@ def _parts(labels: Ints, mean: Floats, baseline: Floats, outside: Floats) -> dic
     plain = margin(labels, np.log(outside.clip(1e-12)))
     return {
         "margin of the mean, no noise estimate": margin(labels, np.log(mean.clip(1e-12))),
+        "loss of the mean, no noise estimate": self_confidence(labels, np.log(mean.clip(1e-12))),
         "not sharpened": _posterior(labels, mean, steps=2),
         "1 step instead of 2": _posterior(labels, _sharpened(mean), steps=1),
         "5 steps instead of 2": _posterior(labels, _sharpened(mean), steps=5),
@@ -121,6 +122,23 @@ def _posterior(labels: Ints, probabilities: Floats, steps: int) -> Floats:
     joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities), steps=steps)
     posterior = label_posterior(labels, probabilities, joint, steps=steps)
     return np.asarray(1 - posterior[np.arange(len(labels)), labels])
+
+
+def estimates(run: Run) -> dict[str, Any]:
+    """What the run says without truth, beside the truth: shares of wrong labels and of right flags."""
+    flags, detection = read_json(run.flags), read_json(run.evaluation)["detection"]
+    classes = {
+        name: {"estimated": share, "true": detection["per_class"][name]["base_rate"]}
+        for name, share in flags["estimated_class_noise"].items()
+    }
+    return {
+        "wrong": {"estimated": flags["estimated_noise"], "true": detection["base_rate"]},
+        "flags_right": {
+            "estimated": flags["estimated_precision"],
+            "true": detection["precision_at_flagged"],
+        },
+        "wrong_by_class": classes,
+    }
 
 
 def halves(ids: list[str]) -> dict[str, Bools]:
@@ -164,11 +182,15 @@ def main() -> None:
     out = options.out or Path(f"runs/scores-{options.seed}")
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     for noise in NOISES:
-        found, wrong, _ = candidates(rendered(noise, out, options.seed))
-        results[noise] = measured(found, wrong)
+        run = rendered(noise, out, options.seed)
+        found, wrong, _ = candidates(run)
+        results[noise], said[noise] = measured(found, wrong), estimates(run)
     if options.data is not None:
-        found, wrong, ids = candidates(photographs(options.data, out, options.seed))
+        run = photographs(options.data, out, options.seed)
+        found, wrong, ids = candidates(run)
+        said["photographs"] = estimates(run)
         for half, rows in halves(ids).items():
             part = {name: values[rows] for name, values in found.items()}
             results[f"photographs, {half}"] = measured(part, wrong[rows])
@@ -178,6 +200,7 @@ def main() -> None:
         "seed": options.seed,
         "hardware": hardware("cpu"),
         "results": results,
+        "estimates": said,
     }
     write_json(options.json or out / "scores.json", report)
 

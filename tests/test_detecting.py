@@ -66,7 +66,8 @@ def test_samples_without_truth_are_left_out(scores: Path, tmp_path: Path) -> Non
     [
         ("opinion", ["happy"] * N, "found id, opinion"),
         ("wrong", ["perhaps"] * N, "true or false"),
-        ("truth", ["nobody"] * N, "every label"),
+        ("truth", ["nobody"] * N, "face000: truth is 'nobody'; expected one of happy, sad"),
+        ("wrong", ["true"] * N, "every label"),
         ("truth", [], "none of its ids"),
     ],
 )
@@ -75,6 +76,20 @@ def test_bad_truth_is_named(
 ) -> None:
     with pytest.raises(UserError, match=message):
         detect(scores, truth_file(tmp_path / "a.csv", column, values))
+
+
+def test_unknown_truth_is_no_wrong_label_and_ids_stay_text(scores: Path, tmp_path: Path) -> None:
+    found = detect(scores, truth_file(tmp_path / "a.csv", "truth", ["happy"] * 40 + [""] * 20))
+    assert found["score"].n == 40
+    (tmp_path / "b.csv").write_text("id,truth\nface000,happy\nface000,sad\n")
+    with pytest.raises(UserError, match="face000 occurs more than once"):
+        detect(scores, tmp_path / "b.csv")
+    table = pa.table(
+        {"id": ["007", "008"], "label": ["sad", "happy"], "score": [1.0, 0.0], "flagged": [True, False]}
+    )
+    write_table(tmp_path / "numbers.parquet", table, ("happy", "sad"))
+    (tmp_path / "c.csv").write_text("id,truth\n007,happy\n008,happy\n")
+    assert detect(tmp_path / "numbers.parquet", tmp_path / "c.csv")["score"].average_precision == 1
 
 
 def test_without_truth_it_says_where_to_give_some(scores: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from diffinf.errors import UserError
 from diffinf.evaluate.detection import Detection, detection
 from diffinf.influence.flag import flag
 from diffinf.report.curves import draw_curves
-from diffinf.run import Run, atomic_path, read_table, write_json
+from diffinf.run import Run, atomic_path, read_class_names, read_table, write_json
 from diffinf.scores import RIVALS
 
 Bools = npt.NDArray[np.bool_]
@@ -82,7 +81,7 @@ def _joined(table: pa.Table, scores: Path, truth: Path | None) -> tuple[pa.Table
             raise UserError(
                 f"{scores}: nothing is known of the truth; give a file with the columns id and truth by --truth"
             )
-    known = _truths(path)
+    known = _truths(path, set(read_class_names(table)))
     ids, labels = table["id"].to_pylist(), table["label"].to_pylist()
     rows = [row for row, id_ in enumerate(ids) if id_ in known]
     if not rows:
@@ -99,25 +98,45 @@ def _joined(table: pa.Table, scores: Path, truth: Path | None) -> tuple[pa.Table
     return table.take(pa.array(rows)), wrong
 
 
-def _truths(path: Path) -> dict[str, Any]:
-    """Truth by id: a bool "wrong", or the name of the true class."""
-    if path.suffix.lower() in (".parquet", ".pq"):
-        table = read_table(path)
-    else:
-        from pyarrow import csv
-
-        try:
-            table = csv.read_csv(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path}: cannot be read ({error}); expected CSV or Parquet with ids") from error
-    column = next((name for name in _TRUTH_COLUMNS if name in table.column_names), None)
-    if column is None or "id" not in table.column_names:
+def _truths(path: Path, classes: set[str]) -> dict[str, bool | str]:
+    """Truth by id: whether the label is wrong, or the name of the true class; samples without one are left out."""
+    rows = _rows(path)
+    column = next((name for name in _TRUTH_COLUMNS if name in rows.column_names), None)
+    if column is None or "id" not in rows.column_names:
         raise UserError(
             f"{path}: expected a column id and one of {', '.join(_TRUTH_COLUMNS)}; found "
-            f"{', '.join(table.column_names)}"
+            f"{', '.join(rows.column_names)}"
         )
-    values = table[column].to_pylist()
-    if column == "wrong" and not all(isinstance(value, bool) for value in values):
-        raise UserError(f"{path}: column 'wrong' must hold true or false")
-    named = [value if isinstance(value, bool) else str(value) for value in values]
-    return dict(zip((str(id_) for id_ in table["id"].to_pylist()), named, strict=True))
+    known: dict[str, bool | str] = {}
+    for id_, value in zip(rows["id"].to_pylist(), rows[column].to_pylist(), strict=True):
+        if value is None or str(value).strip() == "":
+            continue
+        if str(id_) in known:
+            raise UserError(f"{path}: id {id_} occurs more than once; expected one row a sample")
+        known[str(id_)] = _truth(str(value), column, classes, f"{path}: id {id_}")
+    return known
+
+
+def _truth(value: str, column: str, classes: set[str], where: str) -> bool | str:
+    if column == "wrong":
+        if value.lower() not in ("true", "false"):
+            raise UserError(f"{where}: wrong is {value!r}; expected true or false")
+        return value.lower() == "true"
+    if classes and value not in classes:
+        raise UserError(f"{where}: {column} is {value!r}; expected one of {', '.join(sorted(classes))}")
+    return value
+
+
+def _rows(path: Path) -> pa.Table:
+    """A table as it is; a CSV file's cells as text: an id 0007 is not 7."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return read_table(path)
+    from pyarrow import csv
+
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            names = file.readline().strip().replace('"', "").split(",")
+        text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return csv.read_csv(path, convert_options=text)
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected CSV or Parquet with ids") from error

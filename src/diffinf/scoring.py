@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from diffinf.classify.crossfit import CrossFit, load_crossfit
 from diffinf.classify.train import load_dynamics
@@ -34,7 +35,7 @@ def score_run(workspace: Workspace) -> None:
     dynamics = load_dynamics(run.classifier)
     probabilities = crossfit.logits.double().softmax(1).numpy()
     influence = load_tensors(run.path / "influence.safetensors")["self_influence"].numpy()
-    suspicion = error_log_odds(labels, _fitted(crossfit, dynamics[-1].double().softmax(1).numpy()))
+    suspicion = error_log_odds(labels, _fitted(workspace, crossfit, dynamics[-1]))
     suspicion[np.isinf(influence)] = np.inf  # a gradient that overflows is as suspicious as can be
     trust = label_trust(labels, probabilities, confident_joint(labels, probabilities))
     trust = ranked_trust(trust, suspicion)
@@ -56,10 +57,16 @@ def score_run(workspace: Workspace) -> None:
     write_json(run.flags, _account(workspace, result, trust))
 
 
-def _fitted(crossfit: CrossFit, baseline: Floats) -> Floats:
-    """Mean probabilities, (N, K), of the baseline and of the folds' models that were trained on the sample."""
-    folds = int(crossfit.fold.max())  # of the folds' models all but one
-    return np.asarray((crossfit.fitted.double().numpy() * folds + baseline) / (folds + 1))
+def _fitted(workspace: Workspace, crossfit: CrossFit, baseline: Tensor) -> Floats:
+    """Mean probabilities, (N, K), of the folds' models that were trained on the sample, and of the baseline.
+
+    A classifier that the user brought is left out: what it was trained on is not known.
+    """
+    fitted = crossfit.fitted.double()
+    if workspace.config.classifier.checkpoint is None:
+        others = int(crossfit.fold.max())  # of the folds' models all but one
+        fitted = (fitted * others + baseline.double().softmax(1)) / (others + 1)
+    return np.asarray(fitted)
 
 
 def _flags(workspace: Workspace, suspicion: Floats, noise: float) -> FlagResult:

@@ -27,9 +27,7 @@ def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" takes the best there is. UserError when it is not there."""
     if name == "auto":
         best = torch.accelerator.current_accelerator(check_available=True)
-        if best is not None and best.type == "cuda" and "LOCAL_RANK" in os.environ:
-            return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # torchrun: a GPU a process
-        return torch.device("cpu") if best is None else best
+        return torch.device("cpu") if best is None else _own(best)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -38,6 +36,13 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(
             f"device {name!r} cannot be used here ({first}); choose auto, cpu, cuda or mps"
         ) from error
+    return _own(device)
+
+
+def _own(device: torch.device) -> torch.device:
+    """Under torchrun every process takes a GPU of its own."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 
@@ -120,5 +125,5 @@ class Workspace:
     def inputs_key(self) -> list[Any]:
         """What every stage read: part of all keys."""
         data = self.dataset
-        persons = None if data.identities is None else data.identities.tolist()
-        return [data.fingerprint, data.image_size, data.channels, stage_key(persons), self.seed]
+        persons = None if self.identities is None else self.identities.tolist()
+        return [data.fingerprint, data.image_size, data.channels, data.icc, stage_key(persons), self.seed]

@@ -174,3 +174,16 @@ def test_log_odds_are_finite_and_know_no_order(seed: int, classes: int, n: int) 
 def test_ranked_trust_deals_the_values_out_in_the_order_of_suspicion() -> None:
     trust = ranked_trust([0.9, 0.1, 0.5, 0.3], [2.0, -1.0, 7.0, 2.0])
     np.testing.assert_allclose(trust, [0.4, 0.9, 0.1, 0.4])  # the two that tie share .3 and .5
+
+
+def test_log_odds_still_rank_where_every_label_was_fitted() -> None:
+    generator = np.random.default_rng(0)
+    labels = np.arange(600) % 3
+    wrong = generator.random(600) < 0.2
+    own = np.where(wrong, generator.uniform(0.55, 0.9, 600), generator.uniform(0.8, 0.999, 600))
+    p = np.tile(((1 - own) / 2)[:, None], 3)
+    p[np.arange(600), labels] = own
+    assert (p.argmax(1) == labels).all(), "nothing contradicts a label"
+    score = error_log_odds(labels, p)
+    assert len(np.unique(score)) == 600
+    assert average_precision_score(wrong, score) >= average_precision_score(wrong, 1 - own) - 1e-9

@@ -23,6 +23,7 @@ from diffinf.errors import UserError
 from diffinf.run import load_tensors, make_directory, read_json, save_tensors, write_json, writing
 from diffinf.training.loop import worker_count
 
+_SLICE = 4096  # images copied out of the shared memory at once
 _FORMAT = 2  # of a fold's outputs; another one is trained anew
 
 
@@ -260,7 +261,8 @@ def fold_job(job: Job, report: Report) -> dict[str, Any]:
     )
     features, logits = predict(model, images[left_out], device=job["device"])
     # A second view of the samples, where there is one, follows the first: only the first is judged.
-    fitted = predict(model, images[kept], device=job["device"])[1]
+    slices = torch.split(kept, _SLICE)
+    fitted = torch.cat([predict(model, images[rows], device=job["device"])[1] for rows in slices])
     outputs = {"features": features, "logits": logits, "fitted": fitted, "rows": left_out}
     save_tensors(work / "outputs.safetensors", outputs)
     write_json(work / "fold.json", {"key": job["key"], "fold": k, "samples": len(left_out)})

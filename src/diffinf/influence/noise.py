@@ -16,6 +16,9 @@ _STEPS = 5
 # The same for ranking, and how much the mean of several models is sharpened (docs/scores.md has the comparison).
 _RANKING_STEPS = 2
 _SHARPNESS = 1.5
+# So many labels may at least be of any other class. Networks that fit every label leave no evidence of noise; without
+# this all scores would be one, with it they fall back to the order of the probabilities.
+_LEAST_NOISE = 1e-3
 
 
 def confident_joint(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
@@ -133,7 +136,8 @@ def error_log_odds(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
     y, p = checked_probabilities(labels, probabilities)
     sharp = np.maximum(p, _TINY) ** _SHARPNESS
     sharp /= sharp.sum(1, keepdims=True)
-    joint = refined_joint(y, sharp, confident_joint(y, sharp), steps=_RANKING_STEPS)
+    joint = _with_least_noise(confident_joint(y, sharp))
+    joint = _with_least_noise(refined_joint(y, sharp, joint, steps=_RANKING_STEPS))
     posterior = label_posterior(y, sharp, joint, steps=_RANKING_STEPS)
     right = posterior[np.arange(len(y)), y]
     others = posterior.copy()
@@ -141,10 +145,16 @@ def error_log_odds(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
     return np.asarray(np.log(np.maximum(others.sum(1), _TINY)) - np.log(np.maximum(right, _TINY)))
 
 
+def _with_least_noise(joint: Floats) -> Floats:
+    """The joint with a small part of every given label dealt out over all classes; rows keep their sums."""
+    uniform = joint.sum(1, keepdims=True) / joint.shape[1]
+    return np.asarray((1 - _LEAST_NOISE) * joint + _LEAST_NOISE * uniform)
+
+
 def ranked_trust(trust: ArrayLike, suspicion: ArrayLike) -> Floats:
     """The values of `trust`, (N,), dealt out in the order of `suspicion`, (N,): least trust to most suspicion.
 
-    Out-of-fold trust is about calibrated and a mediocre ranking; `error_log_odds` is the reverse. Equal
+    Out-of-fold trust gives fair shares overall and a mediocre ranking; `error_log_odds` is the reverse. Equal
     suspicions share the mean of their values.
     """
     values, order = np.sort(np.asarray(trust, dtype=np.float64)), np.asarray(suspicion, dtype=np.float64)

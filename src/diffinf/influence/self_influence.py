@@ -41,6 +41,7 @@ def self_influence(
     scratch: Path | None = None,
     chunk: int = CHUNK,
     ids: Sequence[str] | None = None,
+    ranks: Ranks | None = None,
 ) -> npt.NDArray[np.float64]:
     """S_i = Σ_c η_c · ||∇_θ loss(f_θc(x_i), y_i)||², in eval mode and without augmentation.
 
@@ -63,6 +64,7 @@ def self_influence(
             number of processes; it must belong to these inputs alone.
         chunk: samples of one such part.
         ids: names of the samples for messages; their rows when None.
+        ranks: this process among those that share the work; None as `torchrun` says, `Ranks()` alone.
 
     Returns:
         (N,) float64; +inf for a sample whose gradient is not finite (they are logged, by id).
@@ -76,7 +78,7 @@ def self_influence(
     stream = Stream(images, labels, to_input, torch.device(device), batch_size)
     if ids is not None and len(ids) != len(stream):
         raise UserError(f"{len(stream)} images but {len(ids)} ids: give one id for each image.")
-    ranks = Ranks.of_environment()
+    ranks = Ranks.of_environment() if ranks is None else ranks
     shards = Shards(scratch, len(stream), len(checkpoints), chunk)
     shards.open({"scope": scope if isinstance(scope, str) else list(scope), "loss": _name(loss)})
     total = np.zeros(len(stream))

@@ -141,4 +141,6 @@ def fitting_batch(model: nn.Module, inputs: Tensor) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    # On CPUs torch raises a plain RuntimeError, in the words of Windows or of Linux.
+    words = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
