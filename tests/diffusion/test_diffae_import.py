@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffinf.cli import main
-from diffinf.diffusion.diffae.autoencoder import DiffAE
-from diffinf.diffusion.diffae.convert import import_diffae
+from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE
+from diffinf.diffusion.diffae.config import infer_config
+from diffinf.diffusion.diffae.convert import import_diffae, read_tensors
 from diffinf.errors import UserError
-from diffusion.tiny_diffae import CONFIG, checkpoint, make_diffae, photos, state_dict
+from diffusion.tiny_diffae import CONFIG, checkpoint, make_diffae, photos, repacked, state_dict
 
 SIZE = CONFIG.semantic_channels
 
@@ -184,6 +187,118 @@ def test_a_file_that_would_run_code_is_refused(
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "out").exists()
 
 
+CALLBACK = b"cpytorch_lightning.callbacks.early_stopping\nEarlyStopping\n"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b'cos\nsystem\n(S"touch sprung"\ntR.', "refused.*could run code"),  # protocol 0, which torch cannot list
+        (b"\x80\x02cposix\nmkdir\nX\x06\x00\x00\x00sprung\x85R.", "would run code: it names posix.mkdir"),
+        (b"\x80\x02" + CALLBACK + b"K\x01\x85R.", "found _Named"),
+        (b"\x80\x02" + CALLBACK + b"K\x01\x85\x81.", "found _Named"),
+        (b"\x80\x02" + CALLBACK + b")\x81}X\x01\x00\x00\x00xK\x01sb.", "found _Named"),
+        (b"\x80\x02" + CALLBACK + b"}X\x01\x00\x00\x00xK\x01sb.", "refused"),
+        (b"\x80\x02R.", "damaged"),
+        (b"", "damaged"),
+        (b"\x80\x02cbuiltins\nbytearray\n\x8a\x08" + b"\xff" * 7 + b"\x3f\x85R.", "damaged"),  # 4 exabytes
+        (b"\x80\x02" + b"K\x01" + b"\x85" * 9999 + b".", "found tuple"),
+        (b"\x80\x02}K\x01K\x02s.", "tensors by name, found a int"),
+        (
+            b"\x80\x02ccollections\nOrderedDict\n)R}X\x03\x00\x00\x00getK\x01sb.",  # its get is the number 1
+            "OrderedDict without entries",
+        ),
+    ],
+)  # fmt: skip
+def test_pickles_by_hand_are_refused_and_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.ones(2)}, "base.pt")
+    with pytest.raises(UserError, match=rf"odd.ckpt: .*{message}"):
+        read_tensors(repacked(Path("base.pt"), Path("odd.ckpt"), pickled))
+    Path("old.ckpt").write_bytes(pickled)
+    with pytest.raises(UserError, match=r"old.ckpt"):
+        read_tensors(Path("old.ckpt"))
+    assert not Path("sprung").exists()
+
+
+def mutated(content: bytes, reach: int, draw: random.Random) -> bytes:
+    """The bytes with one to four of the first `reach` or the last 1500 replaced."""
+    damaged = bytearray(content)
+    for _ in range(draw.choice((1, 2, 4))):
+        place = draw.choice((draw.randrange(min(reach, len(damaged))), -1 - draw.randrange(1500)))
+        damaged[place] = draw.randrange(256)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "legacy", "safetensors"])
+def test_mutated_files_are_refused_or_mean_the_same(tmp_path: Path, model: DiffAE, kind: str) -> None:
+    weights = model.network.state_dict()
+    base, path = tmp_path / "base", tmp_path / ("fuzz.safetensors" if kind == "safetensors" else "fuzz.ckpt")
+    if kind == "safetensors":
+        save_file(weights, base)
+    else:
+        torch.save({"state_dict": weights}, base, _use_new_zipfile_serialization=kind != "legacy")
+    content = base.read_bytes()
+    if kind == "pickle":
+        with zipfile.ZipFile(base) as archive:
+            content = archive.read("base/data.pkl")
+    draw, refused = random.Random(kind), 0
+    for _ in range(40):
+        damaged = mutated(content, 40_000 if kind == "zip" else 3000, draw)
+        _ = repacked(base, path, damaged) if kind == "pickle" else path.write_bytes(damaged)
+        try:
+            found = read_tensors(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        if kind == "zip":  # the only one with checksums of what was written
+            assert found.keys() == weights.keys()
+            assert all(torch.equal(found[name], values) for name, values in weights.items())
+    assert refused >= 5
+
+
+def test_a_bit_of_the_weights_that_flipped_is_found(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    path = checkpoint(tmp_path / "flip.ckpt", tensors)
+    content = bytearray(path.read_bytes())
+    values = tensors["ema_model.out.2.weight"].numpy().tobytes()
+    content[content.index(values) + len(values) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"flip.ckpt: damaged.*CRC-32.*data/"):
+        import_diffae(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+    path = checkpoint(tmp_path / "last.ckpt", tensors)
+    stored = repacked(path, tmp_path / "stored.ckpt")
+    import_diffae(stored, tmp_path / "out")
+    packed = repacked(path, tmp_path / "packed.ckpt", compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"packed.ckpt: last/data.pkl in it is compressed"):
+        import_diffae(packed, tmp_path / "other")
+
+
+def test_heads_of_other_weights_are_removed(tmp_path: Path, model: DiffAE) -> None:
+    path, out = checkpoint(tmp_path / "last.ckpt", model.network.state_dict()), tmp_path / "out"
+    fitted = make_diffae()
+    fitted.heads = DatasetHeads(CONFIG, ("a", "b"))
+    fitted.save(out)
+    fitted.save_heads(out)
+    assert DiffAE.load(out).heads is not None
+    with pytest.raises(UserError, match="image_size"):  # a failed import changes nothing
+        broken = checkpoint(
+            tmp_path / "x.ckpt", {**model.network.state_dict(), "x_T": torch.ones(1, 3, 31, 31)}
+        )
+        import_diffae(broken, out)
+    assert DiffAE.load(out).heads is not None
+    report = import_diffae(path, out)
+    assert sorted(file.name for file in out.iterdir()) == ["diffae.json", "diffae.safetensors"]
+    assert DiffAE.load(out).heads is None
+    assert any("removed heads.safetensors" in note for note in report.notes)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_a_truncated_file_is_refused(tmp_path: Path, model: DiffAE, share: float, suffix: str) -> None:
@@ -218,6 +333,12 @@ ONE = torch.ones(1)
         ({"ema_model__out__2__bias": torch.zeros(4)}, r"out.2.bias: expected \(3,\), found \(4,\)"),
         ({"ema_model__out__2__bias": torch.tensor([1.0, torch.nan, 0.0])}, "out.2.bias: expected finite"),
         ({"ema_model__out__2__bias": torch.zeros(3, dtype=torch.int32)}, "out.2.bias: expected finite floats"),
+        ({"ema_model__out__2__bias": torch.full((3,), 1e300, dtype=torch.float64)}, "out.2.bias: .*of float32"),
+        ({"ema_model__out__2__bias": torch.ones(3).to_sparse()}, "out.2.bias: expected a dense.*sparse_coo"),
+        ({"ema_model__out__2__bias": torch.ones(3, device="meta")}, "out.2.bias: expected a dense.*meta"),
+        ({"ema_model__out__2__bias": torch.ones(3, dtype=torch.complex64)}, "out.2.bias: expected finite floats"),
+        ({"conds_mean": torch.ones(1).expand(1 << 40)}, "conds_mean: expected all"),
+        ({"conds_mean": torch.ones(SIZE).long(), "conds_std": torch.ones(SIZE)}, "conds_mean: expected finite"),
         ({"conds_mean": torch.zeros(SIZE)}, "expected both conds_mean and conds_std"),
         ({"conds_mean": torch.zeros(9), "conds_std": torch.ones(9)}, f"conds_mean: expected {SIZE} finite"),
         ({"conds_mean": torch.zeros(SIZE), "conds_std": torch.zeros(SIZE)}, "conds_std: expected values above 0"),
@@ -273,6 +394,17 @@ def test_the_configuration_can_be_named(tmp_path: Path, model: DiffAE) -> None:
         (json.dumps({**CONFIG.to_fields(), "channel_mult": []}), "channel_mult: expected a list"),
         (json.dumps({**CONFIG.to_fields(), "num_heads": 0}), "num_heads: expected a whole number"),
         (json.dumps({**CONFIG.to_fields(), "image_size": 30}), "image_size: expected a multiple of 4"),
+        (json.dumps({**CONFIG.to_fields(), "model_channels": 48}), "a multiple of 32.*48 x 1 = 48"),
+        (json.dumps({**CONFIG.to_fields(), "model_channels": 33}), "model_channels: expected an even"),
+        (json.dumps({**CONFIG.to_fields(), "channel_mult": [1, 60_000]}), "up to 65536"),
+        (
+            json.dumps({**CONFIG.to_fields(), "channel_mult": [1] * 17}),
+            "channel_mult: expected a list of 1 to 16",
+        ),
+        (json.dumps({**CONFIG.to_fields(), "num_heads": 7}), "num_heads: expected a divisor of the width 64"),
+        (json.dumps({**CONFIG.to_fields(), "timesteps": 10**12}), "timesteps: .*from 1 to 100000"),
+        (json.dumps({**CONFIG.to_fields(), "num_res_blocks": 10**9}), "num_res_blocks: .*from 1 to 64"),
+        ("[" * 100_000, "not a readable JSON file"),
         ("[1]", "expected fields by name"),
         ("{", "not a readable JSON file"),
     ):
@@ -283,6 +415,41 @@ def test_the_configuration_can_be_named(tmp_path: Path, model: DiffAE) -> None:
         import_diffae(path, tmp_path / "other", config="ffhq64")
     with pytest.raises(UserError, match="tensors"):
         import_diffae(path, tmp_path / "other", config="ffhq128")
+
+
+def bare_shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    prefix = "ema_model."
+    return {
+        name.removeprefix(prefix): tuple(v.shape) for name, v in tensors.items() if name.startswith(prefix)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_embed.time_embed.0.weight": (48, 0)}, "base width above 0"),
+        ({"time_embed.time_embed.0.weight": (0, 32)}, "embed_channels: expected"),
+        ({"time_embed.time_embed.0.weight": (48, 1)}, "even base width"),
+        ({"encoder.out.3.weight": (0, 64, 1, 1)}, "semantic_channels: expected"),
+        ({"encoder.input_blocks.1.0.in_layers.2.weight": (48, 32, 3, 3)}, "no multiples of the base width"),
+        ({"time_embed.time_embed.0.weight": (48, 8), "input_blocks.1.0.in_layers.2.weight": (8, 32, 3, 3)}, "8 x 1"),
+    ],
+)  # fmt: skip
+def test_shapes_of_no_network_are_refused_before_one_is_built(
+    tensors: dict[str, Tensor], changes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    shapes = bare_shapes(tensors)
+    assert infer_config(shapes) == CONFIG
+    with pytest.raises(UserError, match=message):
+        infer_config({**shapes, **changes})
+
+
+def test_an_endless_number_of_blocks_is_refused(tensors: dict[str, Tensor]) -> None:
+    # One level, so that the numbers of the blocks alone tell how many there are.
+    shapes = {name: shape for name, shape in bare_shapes(tensors).items() if ".in_layers." not in name}
+    shapes |= {f"{half}input_blocks.1.0.in_layers.2.weight": (32, 32, 3, 3) for half in ("", "encoder.")}
+    with pytest.raises(UserError, match="num_res_blocks: expected a whole number from 1 to 64"):
+        infer_config({**shapes, "output_blocks.999999999.0.out_layers.3.weight": (32, 32, 3, 3)}, 32)
 
 
 def test_what_lies_there_is_not_overwritten(tmp_path: Path, model: DiffAE) -> None:

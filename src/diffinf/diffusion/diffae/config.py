@@ -12,6 +12,11 @@ from typing import Any, Self
 from diffinf.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Far beyond any network of this kind, and small enough that its tensors can at least be named.
+_MOST = {"num_res_blocks": 64, "timesteps": 100_000}
+_MOST_OTHERWISE, _MOST_LEVELS = 65_536, 16
+_NORM_GROUPS = 32
+_LISTS = ("channel_mult", "encoder_channel_mult", "attention_resolutions")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,10 @@ class DiffAEConfig:
         attention_resolutions: sides in pixels at which attention follows each residual block.
         image_channels: of the images.
         num_heads: heads of each attention; the tensors have the same shapes whatever it is.
-        timesteps: noise levels T, with betas evenly from 1e-4 to 0.02.
+        timesteps: noise levels T, with betas evenly from 1e-4 to 0.02; 1 to 100,000.
+
+    Raises:
+        UserError: no network can be built of it; the field is named.
     """
 
     image_size: int
@@ -44,41 +52,71 @@ class DiffAEConfig:
     num_heads: int = 1
     timesteps: int = 1000
 
+    def __post_init__(self) -> None:
+        """Check that a network can be built and run."""
+        for name in ("channel_mult", "encoder_channel_mult"):
+            if not 1 <= len(getattr(self, name)) <= _MOST_LEVELS:
+                found = len(getattr(self, name))
+                raise UserError(f"{name}: expected a list of 1 to {_MOST_LEVELS} levels, found {found}")
+        for name, value in asdict(self).items():
+            most = _MOST.get(name, _MOST_OTHERWISE)
+            if not all(1 <= number <= most for number in (value if isinstance(value, tuple) else [value])):
+                raise UserError(f"{name}: expected {_whole(name)} from 1 to {most}, found {value}")
+        least = 2 ** (max(len(self.channel_mult), len(self.encoder_channel_mult)) - 1)
+        if self.image_size % least:
+            raise UserError(f"image_size: expected a multiple of {least}, found {self.image_size}")
+        if self.model_channels % 2:
+            raise UserError(f"model_channels: expected an even base width, found {self.model_channels}")
+        for multipliers in (self.channel_mult, self.encoder_channel_mult):
+            self._check_widths(multipliers)
+
+    def _check_widths(self, multipliers: tuple[int, ...]) -> None:
+        for level, multiplier in enumerate(multipliers):
+            width = self.model_channels * multiplier
+            if width % _NORM_GROUPS or width > _MOST_OTHERWISE:
+                raise UserError(
+                    f"model_channels: expected levels whose width is a multiple of {_NORM_GROUPS}, up to "
+                    f"{_MOST_OTHERWISE}, found {self.model_channels} x {multiplier} = {width}"
+                )
+            # The middle block, as wide as the last level, always has attention.
+            last = level == len(multipliers) - 1
+            attentive = last or self.image_size >> level in self.attention_resolutions
+            if attentive and width % self.num_heads:
+                raise UserError(f"num_heads: expected a divisor of the width {width}, found {self.num_heads}")
+
     @classmethod
     def from_fields(cls, values: Mapping[str, Any], source: str) -> Self:
         """Build from fields as JSON has them.
 
         Raises:
-            UserError: a field is missing, unknown or not a whole number (or list of such); `source` is named.
+            UserError: a field is missing, unknown or not a whole number (or list of such), or no network can be
+                built of them; `source` is named.
         """
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"{source}: {unknown[0]}: no such field; there are {', '.join(sorted(known))}")
         found: dict[str, Any] = {}
         for name, value in values.items():
-            several = name in ("channel_mult", "encoder_channel_mult", "attention_resolutions")
+            several = name in _LISTS
             numbers = value if several and isinstance(value, list | tuple) else [value]
-            # No attention at all is possible; no level is not.
-            empty = several and not numbers and name != "attention_resolutions"
-            if empty or not all(type(number) is int and number > 0 for number in numbers):
-                kind = "a list of whole numbers" if several else "a whole number"
-                raise UserError(f"{source}: {name}: expected {kind} above 0, found {value!r}")
+            if not all(type(number) is int for number in numbers):
+                raise UserError(f"{source}: {name}: expected {_whole(name)}, found {value!r}")
             found[name] = tuple(numbers) if several else value
         try:
-            config = cls(**found)
+            return cls(**found)
         except TypeError as error:
             missing = ", ".join(re.findall(r"'(\w+)'", str(error)))
             raise UserError(f"{source}: not a DiffAE's configuration; missing: {missing}") from error
-        least = 2 ** (max(len(config.channel_mult), len(config.encoder_channel_mult)) - 1)
-        if config.image_size % least:
-            raise UserError(
-                f"{source}: image_size: expected a multiple of {least}, found {config.image_size}"
-            )
-        return config
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields as JSON has them; `from_fields` undoes it."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def _whole(name: str) -> str:
+    return "a list of whole numbers" if name in _LISTS else "a whole number"
 
 
 def _released(image_size: int, channel_mult: tuple[int, ...]) -> DiffAEConfig:
@@ -113,7 +151,7 @@ def named_config(name: str) -> DiffAEConfig:
         raise UserError(f"--config {name}: expected one of {', '.join(PRESETS)}, or a .json file of fields")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--config {name}: not a readable JSON file ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"--config {name}: expected fields by name, found {type(values).__name__}")
@@ -129,10 +167,12 @@ def infer_config(shapes: Shapes, image_size: int | None = None) -> DiffAEConfig:
             where the paper has it. The number of heads is taken to be 1, as in all released networks.
 
     Raises:
-        UserError: the shapes are not those of a DiffAE, or leave the image size open.
+        UserError: the shapes are not those of a DiffAE, no network has them, or they leave the image size open.
     """
     try:
         model_channels = shapes["time_embed.time_embed.0.weight"][1]
+        if not model_channels:
+            raise UserError("time_embed.time_embed.0.weight: expected a base width above 0, found 0")
         ups = sorted(
             {
                 int(found[1])

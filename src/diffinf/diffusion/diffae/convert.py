@@ -8,12 +8,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from diffinf.diffusion.diffae.autoencoder import DiffAE
+from diffinf.diffusion.diffae.autoencoder import HEADS_FILE, HEADS_WEIGHTS_FILE, DiffAE
 from diffinf.diffusion.diffae.config import DiffAEConfig, infer_config, named_config
 from diffinf.diffusion.diffae.network import DiffAENetwork
 from diffinf.errors import UserError
@@ -24,6 +24,8 @@ _STATISTICS = ("conds_mean", "conds_std")
 _EXTRAS = ("x_T", "conds", *_STATISTICS)
 # Lightning before 1.5 keys the state of its callbacks by their classes. They are only named, never called.
 _NAMED_ONLY = ("pytorch_lightning.callbacks.", "lightning.pytorch.callbacks.")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ZIP_START = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ def import_diffae(
 
     Args:
         checkpoint: a Lightning checkpoint or a file of a state dict (both as torch writes them), or safetensors.
-        out: folder to write; replaced if it holds an imported DiffAE.
+        out: folder to write; replaced if it holds an imported DiffAE, whose fitted heads are removed.
         config: a preset's name or a JSON file; none: from the shapes.
         latent_statistics: file with conds_mean and conds_std, which normalise the codes.
 
     Raises:
-        UserError: a file is missing, damaged, needs code to be run, or its tensors are not a DiffAE's; or `out` is
-            taken.
+        UserError: a file is missing, damaged, compressed, needs code to be run, or its tensors are not a DiffAE's;
+            or `out` is taken.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "diffae.json").is_file()):
         raise UserError(f"{out}: expected a new folder, or one of an earlier import; choose another")
@@ -74,48 +76,93 @@ def import_diffae(
     model = DiffAE(found, network)
     if (statistics := _statistics(extras, checkpoint, latent_statistics, found, notes)) is not None:
         model.set_statistics(*statistics)
+    _remove_heads(out, notes)
     model.save(out, {"file": checkpoint.name, "sha256": file_sha256(checkpoint), "notes": notes})
     return Report(found, len(weights), sum(values.numel() for values in weights.values()), notes)
 
 
+def _remove_heads(folder: Path, notes: list[str]) -> None:
+    """Remove heads that were fitted to the weights of an earlier import: they would read the new codes wrongly."""
+    for name in (HEADS_FILE, HEADS_WEIGHTS_FILE):
+        if (folder / name).exists():
+            (folder / name).unlink()
+            notes.append(f"removed {name}, fitted to the weights that were there before")
+
+
 class _Named:
-    """Stands for a class that a checkpoint only names."""
+    """Stands for a class that a checkpoint only names; it takes any arguments and does nothing with them."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        return super().__new__(cls)
 
 
 def read_tensors(path: Path) -> Tensors:
-    """Return the tensors in a checkpoint; nothing in it is executed.
+    """Return the tensors in a checkpoint, on the CPU; nothing in it is executed.
 
     Raises:
-        UserError: the file is missing, damaged, needs code to be run, or holds something else.
+        UserError: the file is missing, damaged, compressed, needs code to be run, or holds something else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint (.ckpt, .pt, .pth, .safetensors)")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return load_tensors(path)
     content = _load(path)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not state:
+    inner = _entries(content).get("state_dict", content)
+    state = _entries(inner)
+    if not state:
         raise UserError(
-            f"{path}: expected a state_dict of tensors by name, found {type(state).__name__}"
-            + (" without entries" if isinstance(state, Mapping) else "")
+            f"{path}: expected a state_dict of tensors by name, found {type(inner).__name__}"
+            + (" without entries" if isinstance(inner, dict) else "")
         )
+    tensors: Tensors = {}
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: expected a state_dict of tensors by name, found a {type(name).__name__}"
+            )
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name}: expected a tensor, found {type(value).__name__}")
-    return {str(name): value for name, value in state.items()}
+        tensors[name] = _dense(value, f"{path}: {name}")
+    return tensors
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    """Return a plain copy of a dict; empty for anything else.
+
+    The methods of an unpickled OrderedDict are not asked, since a file can put others in their place.
+    """
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
+
+
+def _dense(value: Tensor, where: str) -> Tensor:
+    """Return the bare tensor, without attributes and gradient; a UserError unless all of it lies in the file."""
+    plain = Tensor.detach(value)
+    if plain.layout is not torch.strided or plain.device.type != "cpu" or plain.is_quantized:
+        kind = "a quantized" if plain.is_quantized else f"a {plain.layout} {plain.device.type}"
+        raise UserError(f"{where}: expected a dense tensor with its values, found {kind} one")
+    # A view can repeat few values without end, which would fill the memory.
+    if plain.numel() * plain.element_size() > plain.untyped_storage().nbytes():
+        raise UserError(f"{where}: expected all {plain.numel()} values in the file, found a view of fewer")
+    return plain
 
 
 def _load(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
+    names: list[str] = []
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        with path.open("rb") as file:
+            zipped = file.read(len(_ZIP_START)) == _ZIP_START  # which is how torch decides, too
+        if zipped:
+            _check_archive(path)
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         inert: list[Any] = [(_Named, name) for name in names if name.startswith(_NAMED_ONLY)]
         with torch.serialization.safe_globals(inert), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of another age; what matters raises
             # Mapped, not read: the optimizer's state beside the weights is twice their size.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
-        refused = [name for name in (names if zipped else []) if not name.startswith(_NAMED_ONLY)]
+        refused = [name for name in names if not name.startswith(_NAMED_ONLY)]
         if refused:
             raise UserError(
                 f"{path}: refused, since reading it would run code: it names {', '.join(refused[:3])}; expected "
@@ -125,10 +172,30 @@ def _load(path: Path) -> Any:
             f"{path}: refused: not a file of tensors and plain values ({_first_line(error)}); reading anything "
             "else could run code, or the file is damaged"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+    except (
+        Exception
+    ) as error:  # damaged pickles raise nearly anything: IndexError, AssertionError, MemoryError ...
         raise UserError(
             f"{path}: damaged or not a checkpoint ({_first_line(error)}); download it again"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise a UserError for a compressed member, and an error of any kind for one that misses its checksum.
+
+    Torch maps the members as they lie in the file and looks at neither. A member is read by pieces.
+    """
+    with zipfile.ZipFile(path) as archive:
+        # Not testzip, which of two members of one name reads the last one twice.
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise UserError(
+                    f"{path}: {member.filename} in it is compressed, expected an archive as torch.save writes it; "
+                    "unpack it and pack it again without compression (zip -0), or download the original"
+                )
+            with archive.open(member) as stored:
+                while stored.read(1 << 20):
+                    pass
 
 
 def _first_line(error: Exception) -> str:
@@ -225,16 +292,22 @@ def _check_shapes(config: DiffAEConfig, tensors: Tensors) -> None:
 
 
 def _float32(tensors: Tensors, source: Path, notes: list[str]) -> Tensors:
-    """Return the tensors in float32; a UserError names one that holds no finite floats."""
+    """Return the tensors in float32; a UserError names one that is not of finite floats."""
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in tensors.values()})
-    for name, value in tensors.items():
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise UserError(
-                f"{source}: {name}: expected finite floats, found {value.dtype} with others in it"
-            )
+    converted = {name: _finite(value, f"{source}: {name}") for name, value in tensors.items()}
     if kinds != ["float32"]:
         notes.append(f"converted {', '.join(kinds)} to float32")
-    return {name: value.float() for name, value in tensors.items()}
+    return converted
+
+
+def _finite(values: Tensor, where: str) -> Tensor:
+    if values.dtype not in _FLOATS:
+        raise UserError(f"{where}: expected finite floats, found {values.dtype}")
+    converted = values.float()
+    # Looked at afterwards: a float64 can be finite and too large for float32.
+    if not converted.isfinite().all():
+        raise UserError(f"{where}: expected finite floats in the range of float32, found others")
+    return converted
 
 
 def _statistics(
@@ -255,13 +328,13 @@ def _statistics(
         return None
     if len(present) < 2:
         raise UserError(f"{origin}: expected both conds_mean and conds_std, found {present or 'neither'}")
-    mean, std = (found[name].float().flatten() for name in _STATISTICS)
-    for name, values in zip(_STATISTICS, (mean, std), strict=True):
-        if len(values) != config.semantic_channels or not values.isfinite().all():
+    for name in _STATISTICS:
+        if found[name].numel() != config.semantic_channels:
             raise UserError(
                 f"{origin}: {name}: expected {config.semantic_channels} finite values, found "
                 f"{tuple(found[name].shape)}"
             )
+    mean, std = (_finite(found[name], f"{origin}: {name}").flatten() for name in _STATISTICS)
     if (std <= 0).any():
         raise UserError(f"{origin}: conds_std: expected values above 0, found {float(std.min()):.3g}")
     notes.append(f"codes are normalised by conds_mean and conds_std of {origin.name}")
