@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 
 import diffinf
 from diffinf.cli import main
+from diffinf.cli.settings import run_settings
 from diffinf.config import make_config
 from diffinf.run import Run
+from diffusion.tiny_diffae import make_diffae
 from faces import png
 
 
@@ -69,6 +72,13 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
         (["--classifier", "missing.safetensors"], "NAME:FILE.safetensors"),
         (["--no-such-option"], "no-such-option"),
+        (["--format", "celebb"], "data.format"),
+        (["--group", "race"], "no column 'race' for data.groups"),
+        (["--bins", "0,thirteen"], "expected numbers with commas between"),
+        (["--bins", "13,0"], "data.bins"),
+        (["--bins", "5"], "data.bins"),
+        (["--link", "soft"], "data.link"),
+        (["--split", "part"], "no column 'part' for --split"),
     ],
 )
 def test_wrong_options(
@@ -85,7 +95,7 @@ def test_bad_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run", "--id", "id")
     twice = table(tmp_path / "twice.parquet", id=["same", "same", *(f"f{i}" for i in range(28))])
     assert "same" in refused(capsys, "run", twice, *out)
-    empty = table(tmp_path / "nan.parquet", label=[None, *labels[1:]])
+    empty = table(tmp_path / "nan.parquet", label=[None] * 30)
     assert "f00" in refused(capsys, "run", empty, *out)
     single = table(tmp_path / "single.parquet", label=["ancient", *labels[1:]])
     assert "ancient" in refused(capsys, "run", single, *out)
@@ -122,12 +132,67 @@ def test_a_run_inside_its_dataset_is_refused(capsys: pytest.CaptureFixture[str],
     assert "lies inside the dataset" in said and not (folders / "run").exists()
 
 
+def test_options_of_the_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ages = [3 + index for index in range(30)]
+    people = [f"p{index // 2}" for index in range(30)]
+    splits = [("train", "train", "train", "validation", "test")[index // 2 % 5] for index in range(30)]
+    gender = [("f", "m")[index % 2] for index in range(30)]
+    faces = table(tmp_path / "faces.parquet", label=ages, identity=people, split=splits, gender=gender)
+    options = ("--format", "table", "--bins", "0,13,20", "--group", "gender", "--icc", "--json")
+    main_ok("inspect", str(faces), *options)
+    found = json.loads(capsys.readouterr().out)
+    assert found["class_names"] == ["0-12", "13-19", "20+"]
+    assert sum(found["counts"]["groups"]["gender"]["f"].values()) == 15
+    assert found["counts"]["splits"] == {"train": 18, "validation": 6, "test": 6}
+    assert found["people"]["n"] == 15
+    main_ok("inspect", str(faces), *options, "--split", "", "--identity", "")
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"]["splits"]["train"] != 18 and found["people"] is None
+    twice = table(tmp_path / "twice.parquet", label=[("old", "Old ", "young")[i % 3] for i in range(30)])
+    main_ok("inspect", str(twice), "--normalise-labels", "--json")
+    assert json.loads(capsys.readouterr().out)["class_names"] == ["old", "young"]
+
+
+def test_settings_of_a_url(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    settings = run_settings("memory://faces/f.csv", {"data": {"link": "hard"}}, None, [], "tiny", False)
+    assert settings.dataset == "memory://faces/f.csv" and settings.data.link == "hard"
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as bundle:
+        bundle.write(table(tmp_path / "faces.parquet"), "faces.parquet")
+    main_ok("inspect", f"zip://faces.parquet::{tmp_path / 'faces.zip'}")
+    with pytest.raises(SystemExit):
+        main(["inspect", f"zip://none.parquet::{tmp_path / 'faces.zip'}"])
+
+
+def test_groups_do_not_make_another_run() -> None:
+    from diffinf.pipeline import default_directory
+
+    plain, grouped, other = (
+        default_directory(make_config("/data/faces.csv", values={"data": data}))
+        for data in ({}, {"groups": ["gender"]}, {"label": "age"})
+    )
+    assert plain == grouped != other and plain.name.startswith("faces-")
+    assert default_directory(make_config("zip://faces.csv::/data/faces.zip")).name.startswith("faces-")
+
+
 def test_estimate_and_json(capsys: pytest.CaptureFixture[str], folders: Path, tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "run"), "--preset", "tiny")
     main_ok("train", str(folders), *out, "--estimate", "--json")
     costs = json.loads(capsys.readouterr().out)
     assert [row["stage"] for row in costs] == ["train"] and costs[0]["seconds"] >= 0
     assert not (tmp_path / "run").exists(), "an estimate starts nothing"
+
+
+def test_an_estimate_times_the_imported_autoencoder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    make_diffae().save(tmp_path / "imported")
+    options = ("--preset", "tiny", "--set", f"autoencoder.weights={tmp_path / 'imported'}", "--device", "cpu")
+    assert "data.channels=3" in refused(capsys, "run", faces, "--estimate", *options)
+    main_ok("run", str(faces), "--estimate", "--json", *options, "--set", "data.channels=3")
+    rows = [row for row in json.loads(capsys.readouterr().out) if "semantic codes" in row["work"]]
+    assert [row["stage"] for row in rows] == ["train-autoencoder", "repair"]
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,10 +46,14 @@ class DataConfig(StageConfig):
         None, description="column with a stable sample id; none: the path, or the row's number"
     )
     split: str | None = Field(
-        None, description="column with train, validation or test; none: split by a hash of the id"
+        None,
+        description="column with train, validation or test; none: a column split, else by a hash of the id, "
+        "which '' takes in any case",
     )
     identity: str | None = Field(
-        None, description="column naming the person; splits and folds keep a person together"
+        None,
+        description="column naming the person, whom splits and folds keep together; none: a column identity, "
+        "which '' does not take",
     )
     groups: list[str] = Field([], description="columns or attributes that results are broken down by")
     truth: list[str] = Field([], description="columns with the truth, read only to evaluate")
@@ -71,6 +75,7 @@ class DataConfig(StageConfig):
     )
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: what the images have")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are quarantined instead of decoded")
+    icc: bool = Field(False, description="convert colours by the images' profiles to sRGB")
 
     @field_validator("bins")
     @classmethod
@@ -121,7 +126,9 @@ class AutoencoderConfig(StageConfig):
     """The diffusion autoencoder."""
 
     weights: Path | Literal["rendered"] | None = Field(
-        None, description="folder of trained weights, or the shipped ones for rendered faces; none: train"
+        None,
+        description="folder of trained weights, or of an imported DiffAE, or the shipped ones for rendered faces; "
+        "none: train",
     )
     patch_size: int = Field(4, ge=2, description="side of the patches that become one position of a latent")
     latent_channels: int = Field(

@@ -21,14 +21,17 @@ from diffinf.classify.model import ClassifierSpec, create_classifier, to_input
 from diffinf.classify.train import train_classifier
 from diffinf.config import RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
 from diffinf.influence.ghost import squared_gradient_norms
 from diffinf.training.loop import worker_count
 from diffinf.workspace import resolve_device
 
 if TYPE_CHECKING:
     from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+    from diffinf.diffusion.interface import Autoencoder
 
 _TIMED_STEPS = 6
+_TIMED_DIFFUSION_STEPS = 2  # of an imported network on a CPU, where one takes a second an image
 
 
 def estimate_costs(config: RunConfig, until: str = "report") -> list[dict[str, Any]]:
@@ -40,7 +43,7 @@ def estimate_costs(config: RunConfig, until: str = "report") -> list[dict[str, A
     Raises:
         UserError: the dataset or the settings cannot be used.
     """
-    dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
+    dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     timing = _Timing(config, dataset)
     costs: list[dict[str, Any]] = []
     for stage, rows in timing.stages().items():
@@ -61,6 +64,11 @@ class _Timing:
         self._steps: dict[int | None, float] = {}
         self.device = resolve_device(config.device)
         self.n = len(dataset.rows("train"))
+        weights = config.autoencoder.weights
+        self.imported = weights if isinstance(weights, Path) and is_imported(weights) else None
+        if self.imported is not None:
+            shape = (dataset.channels, dataset.image_size, dataset.image_size)
+            check_images(read_config(self.imported), shape)
         self.workers = worker_count(config.compare.workers) if self.device.type == "cpu" else 1
         self.spec = ClassifierSpec(
             name=config.classifier.name,
@@ -97,13 +105,16 @@ class _Timing:
         ]
 
     def autoencoder(self) -> Rows:
-        if self.config.autoencoder.weights is not None:
+        if self.config.autoencoder.weights is not None and self.imported is None:
             return [("trained weights: nothing to train", 0.0)]
         steps = self.config.autoencoder.steps
         # The guide is a classifier of the same cost.
         guide = self.config.autoencoder.guide_steps
+        seconds = guide * self._step(threads=torch.get_num_threads())
+        if self.imported is not None:
+            return [self._codes(), (f"{guide} steps of the guide", seconds)]
         return [
-            (f"{guide} steps of the guide", guide * self._step(threads=torch.get_num_threads())),
+            (f"{guide} steps of the guide", seconds),
             (f"{steps} steps of the denoiser", steps * self._autoencoder[0]),
         ]
 
@@ -123,6 +134,8 @@ class _Timing:
             ),
             (judges, rounds * steps * step),
         ]
+        if self.imported is not None:
+            rows.append(self._codes())
         if self.dataset.identities is not None:
             rows.append((f"identity embedder, {steps} steps", steps * step))
         return rows
@@ -208,12 +221,38 @@ class _Timing:
                 seconds.append(time.perf_counter() - start)
         return max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS, model
 
+    @cached_property
+    def _network(self) -> DiffAE:
+        """The imported autoencoder with heads that know nothing yet."""
+        assert self.imported is not None
+        model = DiffAE.load(self.imported, self.device)
+        model.heads = DatasetHeads(model.config, self.spec.class_names)
+        return model.to(self.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _codes(self) -> tuple[str, float]:
+        """The semantic codes of all samples by an imported network."""
+        images = self._pictures(4 if self.device.type == "cpu" else self._network.encode_batch)[0]
+        images = images.to(self.device)
+        seconds = []
+        for _ in range(2):  # the first one is slower
+            start = time.perf_counter()
+            self._network.code(self._network.to_latents(images)).cpu()
+            seconds.append(time.perf_counter() - start)
+        return f"semantic codes of {self.n} samples", self.n * min(seconds) / len(images)
+
     def _edit(self) -> tuple[float, float]:
         """Seconds to take one flagged image apart, and to decode it once, spread over the workers."""
         from diffinf.repair.edit import decode_edit, take_apart
 
-        config, model = self.config.repair, self._autoencoder[1]
-        images, labels = self._pictures(config.batch_size)
+        config = self.config.repair
+        model: Autoencoder = self._autoencoder[1] if self.imported is None else self._network
+        count, repeats = config.batch_size, 1.0
+        if self.imported is not None and self.device.type == "cpu":
+            steps = min(_TIMED_DIFFUSION_STEPS, config.diffusion_steps)
+            count, repeats = 1, config.diffusion_steps / steps
+            config = config.model_copy(update={"diffusion_steps": steps})
+        images, labels = self._pictures(count)
         images, labels = images.to(self.device), labels.to(self.device)
         with _threads(1 if self.device.type == "cpu" else None):
             start = time.perf_counter()
@@ -222,7 +261,7 @@ class _Timing:
             middle = time.perf_counter()
             decode_edit(model, parts, parts.code, labels, shown, 1.0, config).cpu()
             end = time.perf_counter()
-        each = len(images) * self.workers
+        each = len(images) * self.workers / repeats
         return (middle - start) / each, (end - middle) / each
 
 

@@ -26,6 +26,7 @@ from diffinf.classify.train import load_checkpoints, train_classifier
 from diffinf.comparing import compare_run
 from diffinf.config import PresetName, RunConfig, make_config
 from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
 from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
@@ -35,6 +36,7 @@ from diffinf.measure import evaluate_edits, evaluate_scores
 from diffinf.repairing import repair_run
 from diffinf.report import write_report
 from diffinf.run import (
+    GROUP,
     Run,
     file_sha256,
     save_tensors,
@@ -47,7 +49,8 @@ from diffinf.team import Team
 from diffinf.workspace import Workspace, default_preset
 
 # What the stages whose results rest on others' leave: stale once the others run again.
-REPAIRED = ("edits.parquet", "repair", "surrogate", "refined")
+MEASURED = ("detection.json", "detection.png")
+REPAIRED = ("edits.parquet", "repair", "surrogate", "refined", "refined.provenance.parquet")
 COMPARED = ("compare.parquet", "compare")
 
 
@@ -67,7 +70,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     """
     if config.influence.flags is not None and not config.influence.flags.is_file():
         raise UserError(f"influence.flags: {config.influence.flags}: no such file; expected ids to repair")
-    dataset = open_dataset(Path(config.dataset), config.data, seed=config.seed)
+    dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     path = out or default_directory(config)
     team = Team()
     if not team.leads:
@@ -77,6 +80,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
+        _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():
             stage(workspace)
@@ -106,7 +110,7 @@ def repair_dataset(
     """Take a dataset all the way, as `diffinf run` does.
 
     Args:
-        dataset: folder of class folders, or a CSV, TSV or Parquet table.
+        dataset: a dataset's folder, table, or a table's URL; docs/datasets.md lists what is known.
         out: the run's directory; none: runs/NAME-KEY.
         until: the last stage.
         preset: "cpu", "gpu" or "tiny"; none: "gpu" where there is one, else "cpu".
@@ -120,13 +124,14 @@ def repair_dataset(
         UserError: the data, the settings or the directory cannot be used; the message says why.
     """
     chosen = preset or default_preset(settings.get("device", "auto"))
-    config = make_config(str(Path(dataset).resolve()), preset_name=chosen, values=settings)
+    config = make_config(located(dataset), preset_name=chosen, values=settings)
     return execute(config, until=until, out=None if out is None else Path(out), fresh=fresh)
 
 
 def default_directory(config: RunConfig) -> Path:
     """Return runs/NAME-KEY, where KEY hashes data settings and seed: other settings continue the run."""
-    key = stage_key(config.dataset, config.data, config.seed)
+    data = config.data.model_dump(mode="json", exclude={"groups"})  # no stage reads them
+    key = stage_key(config.dataset, data, config.seed)
     return Path("runs") / f"{Path(config.dataset).stem}-{key[:8]}"
 
 
@@ -141,7 +146,6 @@ def train(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.classifier
 
     def work() -> None:
-        _write_dataset_tables(workspace)
         train_classifier(
             workspace.images,
             workspace.labels,
@@ -153,7 +157,7 @@ def train(workspace: Workspace) -> None:
         )
 
     key = stage_key("train", workspace.inputs_key, config, _content(config.checkpoint))
-    run.stage("train", key, work, outputs=("classifier", "dataset.parquet", "quarantine.parquet"))
+    run.stage("train", key, work, outputs=("classifier",))
 
 
 def _content(path: Path | None) -> dict[str, str]:
@@ -174,6 +178,8 @@ def _write_dataset_tables(workspace: Workspace) -> None:
         "split": pa.array(data.splits, pa.string()),
         "identity": nobody if data.identities is None else pa.array(data.identities, pa.string()),
     }
+    for name, values in data.groups.items():
+        samples[f"{GROUP}{name}"] = pa.array([value or None for value in values.tolist()], pa.string())
     write_table(run.path / "dataset.parquet", pa.table(samples), data.class_names)
     lost = {
         "id": pa.array([item.id for item in data.quarantine], pa.string()),
@@ -247,6 +253,7 @@ def score(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.influence
     key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
     if run.stage("score", key, lambda: score_run(workspace), outputs=("scores.parquet", "flags.json")):
+        run.discard("detect", MEASURED)
         run.discard("repair", REPAIRED)
         run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:

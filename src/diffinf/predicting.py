@@ -29,7 +29,8 @@ def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dic
     pixels = []
     for path in paths:
         try:
-            image = decode_image(path.read_bytes(), max_pixels=run.config.data.max_pixels)
+            settings = run.config.data
+            image = decode_image(path.read_bytes(), max_pixels=settings.max_pixels, icc=settings.icc)
         except (OSError, UnreadableImageError) as error:
             raise UserError(f"{path}: not a readable image ({error})") from error
         pixels.append(torch.from_numpy(square(image, size=spec.image_size, channels=spec.in_channels).copy()))

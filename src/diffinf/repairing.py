@@ -20,6 +20,7 @@ from diffinf.data.writers import write_refined
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
 from diffinf.influence.self_influence import self_influence
+from diffinf.influence.shards import Ranks
 from diffinf.repair.batches import REASONS, forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
@@ -144,6 +145,7 @@ class Repair:
                 to_input=to_input,
                 scope=self.workspace.config.influence.scope,
                 device=self.device,
+                ranks=Ranks(),  # the run's leader repairs alone
             )
             result[rows] = torch.from_numpy(values).float()
         return result
@@ -235,14 +237,16 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
     accepted = [m for m, reason in enumerate(reasons) if not reason]
     ids = workspace.ids[rows.numpy()]
     replacements = {str(ids[m]): png_bytes(found["edited"][m]) for m in accepted}
-    paths = write_refined(dataset, replacements, [], {}, run.refined, replace=True)
     names = np.array(dataset.class_names)
+    appears = names[repair.negative[rows].numpy()]
+    why = {str(ids[m]): reasons[m] or f"appeared {appears[m]}" for m in range(len(rows))}
+    paths = write_refined(dataset, replacements, [], {}, run.refined, replace=True, reasons=why)
     identity = [None if np.isnan(value) else value for value in found["identity"].tolist()]
     columns = {
         "id": pa.array(ids, pa.string()),
         "target": pa.array([""] * len(rows), pa.string()),
         "label": pa.array(names[repair.labels[rows].numpy()], pa.string()),
-        "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
+        "appears": pa.array(appears, pa.string()),
         "status": pa.array(["kept" if reason else "edited" for reason in reasons], pa.string()),
         "reason": pa.array(reasons, pa.string()),
         "strength": pa.array(found["strength"].tolist(), pa.float64()),

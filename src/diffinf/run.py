@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 CLASS_NAMES = b"class_names"  # schema metadata key of every table
+GROUP = "group_"  # before the names of the columns of dataset.parquet that results are broken down by
 _FORMAT = 1
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run again: finished work is kept",
@@ -206,6 +207,7 @@ class Run:
         self.surrogate = path / "surrogate"
         self.compare = path / "compare"  # predictions of the arms
         self.refined = path / "refined"  # the repaired dataset, in the layout it came in
+        self.provenance = path / "refined.provenance.parquet"  # one row a sample: what became of it
         self._state = path / ".state"
 
     @staticmethod

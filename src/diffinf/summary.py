@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,10 +13,13 @@ import numpy as np
 
 from diffinf import __version__
 from diffinf.evaluate.gain import arm_interval
-from diffinf.run import Run, load_tensors, read_class_names, read_json, read_table, write_json
+from diffinf.evaluate.groups import accuracy_by_group, count_groups, uneven_groups
+from diffinf.evaluate.intervals import Interval
+from diffinf.run import GROUP, Run, load_tensors, read_class_names, read_json, read_table, write_json
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
 REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable")
+_READ_BY_GROUP = ("baseline", "diffinf")  # arms whose accuracy is broken down: before and after
 _PACKAGES = ("torch", "timm", "diffusers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -29,6 +34,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         **_edits(run),
         "conversion": _plain(evaluation.get("conversion")),
         "arms": _arms(run),
+        **_groups(run),
         "timings": run.timings(),
         "versions": _versions(),
         "seed": config.seed,
@@ -93,12 +99,10 @@ def _arms(run: Run) -> dict[str, Any]:
     labels = _test_labels(run)
     arms: dict[str, Any] = {}
     for name in dict.fromkeys(row["arm"] for row in rows):
-        sound = [row for row in rows if row["arm"] == name and not row["diverged"]]
+        sound = _sound(rows, name)
         if not sound:
             continue
-        paths = [run.path / "compare" / "predictions" / f"{name}-{row['seed']}.safetensors" for row in sound]
-        logits = np.stack([load_tensors(path)["logits"].numpy() for path in paths])
-        interval = arm_interval(logits, labels)
+        interval = arm_interval(_logits(run, sound), labels)
         arms[name] = {
             "accuracy": float(np.mean([row["accuracy"] for row in sound])),
             "balanced_accuracy": interval.estimate,
@@ -106,6 +110,59 @@ def _arms(run: Run) -> dict[str, Any]:
             "seeds": len(sound),
         }
     return arms
+
+
+def _sound(rows: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
+    """The trainings of an arm that did not diverge."""
+    return [row for row in rows if row["arm"] == arm and not row["diverged"]]
+
+
+def _logits(run: Run, trainings: list[dict[str, Any]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Predictions (S, T, K) of trainings on the test images."""
+    folder = run.path / "compare" / "predictions"
+    files = [folder / f"{row['arm']}-{row['seed']}.safetensors" for row in trainings]
+    return np.stack([load_tensors(file)["logits"].numpy() for file in files])
+
+
+def _groups(run: Run) -> dict[str, Any]:
+    """Flags, edits and accuracy by group, and the groups that flags or edits fall on far more than on others."""
+    people = read_table(run.path / "dataset.parquet")
+    columns = [name for name in people.column_names if name.startswith(GROUP)]
+    if not columns or not run.scores.exists():
+        return {"groups": {}, "group_warnings": []}
+    scores = read_table(run.scores).to_pylist()
+    flagged = [row["flagged"] for row in scores]
+    marks = {"flagged": flagged}
+    if run.edits.exists():
+        edits = read_table(run.edits).to_pylist()
+        edited = {row["id"] for row in edits if row["status"] == "edited"}
+        marks["edited"] = [row["id"] in edited for row in scores]
+    splits = people["split"].to_pylist()
+    groups: dict[str, Any] = {}
+    warnings = []
+    for column in columns:
+        name, values = column.removeprefix(GROUP), people[column].to_pylist()
+        of_id = dict(zip(people["id"].to_pylist(), values, strict=True))
+        scored = [of_id[row["id"]] for row in scores]
+        counts = count_groups(scored, [row["score"] for row in scores], flagged, marks.get("edited"))
+        groups[name] = {value: {**found.to_dict(), "accuracy": {}} for value, found in counts.items()}
+        for arm, shares in _accuracies(run, [v for v, s in zip(values, splits, strict=True) if s == "test"]):
+            for value, (n, accuracy) in shares.items():
+                if value in groups[name]:
+                    figures = {"accuracy": accuracy.estimate, "ci": list(accuracy.ci), "n": n}
+                    groups[name][value]["accuracy"][arm] = figures
+        for measure, marked in marks.items():
+            uneven = uneven_groups(scored, marked)
+            warnings += [{"column": name, "measure": measure, **asdict(group)} for group in uneven]
+    return {"groups": groups, "group_warnings": warnings}
+
+
+def _accuracies(run: Run, groups: list[str | None]) -> Iterator[tuple[str, dict[str, tuple[int, Interval]]]]:
+    """Accuracy by group of the arms before and after the repair, as far as they were trained."""
+    rows = read_table(run.comparison).to_pylist() if run.comparison.exists() else []
+    for arm in _READ_BY_GROUP:
+        if sound := _sound(rows, arm):
+            yield arm, accuracy_by_group(groups, _logits(run, sound), _test_labels(run))
 
 
 def _test_labels(run: Run) -> np.ndarray[Any, np.dtype[np.int64]]:

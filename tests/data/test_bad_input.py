@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,70 @@ def test_parquet_files_that_do_not_fit_together(tmp_path: Path) -> None:
     refused(tmp_path, "b.parquet", "different classes")
     pq.write_table(table.drop_columns(["votes"]), path)
     refused(tmp_path, "b.parquet", "same columns")
+
+
+def write_arrow(path: Path, table: pa.Table, old: bytes, new: bytes) -> Path:
+    """An Arrow stream with some bytes replaced, wherever they are."""
+    with pa.OSFile(str(path), "wb") as handle, pa.ipc.new_stream(handle, table.schema) as writer:
+        writer.write_table(table)
+    data = path.read_bytes()
+    assert old in data and len(old) == len(new)
+    path.write_bytes(data.replace(old, new))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"remark", b"\xff\xfemark"),  # the name of a column
+        (b"sort", b"\xffort"),  # the name of a field below one
+        (b"sadhappyangry", b"s\xffdhappyangry"),  # cells
+    ],
+)
+def test_arrow_that_is_no_utf8(tmp_path: Path, old: bytes, new: bytes) -> None:
+    table = pa.table(
+        {
+            "image": [picture(index) for index in range(36)],
+            "label": [("sad", "happy", "angry")[index % 3] for index in range(36)],
+            "remark": [{"sort": index} for index in range(36)],
+        }
+    )
+    assert len(open_dataset(write_arrow(tmp_path / "sound.arrow", table, old, old), DataConfig())) == 36
+    refused(write_arrow(tmp_path / "faces.arrow", table, old, new), "faces.arrow", "ARROW")
+
+
+def test_text_that_is_half_a_character(tmp_path: Path) -> None:
+    make_table(tmp_path)
+    lines = [json.dumps(row) for row in make_rows()]
+    path = tmp_path / "faces.jsonl"
+    path.write_text("\n".join(lines).replace('"remark": ""', '"remark": "\\ud800"', 1))
+    refused(path, "faces.jsonl", "line 2", "not JSON")
+
+
+@pytest.mark.parametrize(
+    ("column", "config"),
+    [
+        ("remark", {"id": "remark"}),
+        ("person", {"identity": "person"}),
+        ("remark", {"groups": ["remark"]}),
+        ("label", {}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_cell_too_long_to_be_a_name(
+    tmp_path: Path, column: str, config: dict[str, Any], suffix: str
+) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        for index, row in enumerate(rows):
+            row["remark"] = f"r{index}"
+        rows[6][column] = "x" * 100_000
+
+    refused(edited(tmp_path, edit, suffix), "row 7 of", "100,000 characters", "1,000", **config)
+
+
+def test_a_cell_of_a_thousand_characters_is_a_name(tmp_path: Path) -> None:
+    def edit(rows: list[dict[str, Any]]) -> None:
+        rows[6]["person"] = "x" * 1000
+
+    dataset = open_dataset(edited(tmp_path, edit), DataConfig(identity="person"))
+    assert dataset.identities is not None and "x" * 1000 in dataset.identities

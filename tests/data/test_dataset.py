@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from miniatures import CLASSES, make_folders, make_huggingface, make_rows, make_table, picture
 
 from diffinf.config import DataConfig
-from diffinf.data import open_dataset
+from diffinf.data import open_dataset, write_refined
 from diffinf.data.splits import limited
 from diffinf.errors import UserError
 
@@ -301,3 +301,63 @@ def test_damaged_bytes_in_parquet_name_their_row(tmp_path: Path) -> None:
     dataset = open_dataset(path, DataConfig())
     assert [entry.id for entry in dataset.quarantine] == ["face-004", "face-005"]
     assert "row 5 of" in dataset.quarantine[0].path and len(dataset) == 34
+
+
+def named_columns(folder: Path, suffix: str = ".parquet", **columns: list[str]) -> Path:
+    """A table with columns called split and identity, and the notes of nobody."""
+    rows = make_rows()
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return make_table(folder, rows, suffix)
+
+
+SPLITS_OF_36 = ["train", "validation", "test"] * 12
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_called_split_and_identity_are_taken_and_told(tmp_path: Path, suffix: str) -> None:
+    # Classes take turns by three, so blocks of three keep every class in train.
+    splits = [SPLITS_OF_36[index // 3] for index in range(36)]
+    path = named_columns(tmp_path, suffix, split=splits, identity=[f"p{k // 2}" for k in range(36)])
+    found, named, none = (
+        open_dataset(path, DataConfig(split=split, identity=identity))
+        for split, identity in ((None, None), ("split", "identity"), ("", ""))
+    )
+    assert found.fingerprint == named.fingerprint != none.fingerprint
+    by_id = dict(zip(found.ids.tolist(), found.splits.tolist(), strict=True))
+    assert [by_id[f"img/{index:03}.png"] for index in range(36)] == splits
+    assert found.identities is not None and named.identities is not None and none.identities is None
+    assert found.identities.tolist() == named.identities.tolist()
+    told = " ".join(found.notes)
+    assert "column 'split'" in told and "column 'identity'" in told and "column" not in " ".join(named.notes)
+    assert "by a hash" in " ".join(none.notes)
+    edited = str(found.ids[found.rows("train")[0]])
+    write_refined(found, {edited: picture(99)}, [], {}, tmp_path / "out")
+    again = open_dataset(tmp_path / "out" / path.name, DataConfig())
+    assert again.splits.tolist() == found.splits.tolist()
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b", "c"] * 12, ["test"] * 36, ["train"] * 35 + [""], ["0", "1", "2"] * 12]
+)
+def test_a_column_called_split_that_holds_something_else(tmp_path: Path, values: list[str]) -> None:
+    dataset = open_dataset(named_columns(tmp_path, split=values), DataConfig())
+    assert any("'split' is not used" in note for note in dataset.notes)
+    assert any("by a hash" in note for note in dataset.notes)
+
+
+def test_files_named_after_splits_win_over_a_column(tmp_path: Path) -> None:
+    rows = [{**row, "split": "train"} for row in make_rows()]
+    make_table(tmp_path / "pictures", rows)
+    (tmp_path / "data").mkdir()
+    for name, part in (("train-0", rows[:24]), ("test-0", rows[24:])):
+        pq.write_table(pa.Table.from_pylist(part), tmp_path / "data" / f"{name}.parquet")
+    dataset = open_dataset(tmp_path / "data", DataConfig(root=tmp_path / "pictures"))
+    assert dataset.ids[dataset.rows("test")].tolist() == [row["image"] for row in rows[24:]]
+
+
+def test_an_empty_name_of_an_id_takes_the_path(tmp_path: Path) -> None:
+    path = named_columns(tmp_path, id=[f"face{index}" for index in range(36)])
+    assert open_dataset(path, DataConfig()).ids[0] == "face0"
+    assert open_dataset(path, DataConfig(id="")).ids[0] == "img/000.png"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
+from diffinf.config import DataConfig
+from diffinf.data import open_dataset
 from diffinf.data.images import (
     UnreadableImageError,
     decode_image,
@@ -331,3 +334,15 @@ def test_a_replaced_file_has_the_format_of_its_name(suffix: str, kind: str) -> N
     image = Image.open(io.BytesIO(reencode(encode(colour()), suffix)))
     assert image.format == kind
     assert np.abs(np.asarray(image, dtype=int) - np.asarray(colour(), dtype=int)).mean() < 3
+
+
+def test_a_dataset_is_read_by_its_profiles_if_asked(tmp_path: Path) -> None:
+    for index in range(40):
+        place = tmp_path / f"class{index % 2}" / f"{index}.png"
+        place.parent.mkdir(exist_ok=True)
+        colour = (255, 0, index)
+        place.write_bytes(encode(Image.new("RGB", (32, 32), colour), "PNG", icc_profile=swapped_profile()))
+    plain, managed = (open_dataset(tmp_path, DataConfig(icc=icc)) for icc in (False, True))
+    red = plain.images(size=32, channels=3)[:, 0].float().mean()
+    assert red == 255 and managed.images(size=32, channels=3)[:, 0].float().mean() < 100
+    assert plain.fingerprint == managed.fingerprint, "the same files"

@@ -11,6 +11,7 @@ from miniatures import make_huggingface, make_json, make_rows, make_table, pictu
 
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset, write_refined
+from diffinf.data.readers.remote import located
 from diffinf.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -120,3 +121,12 @@ def test_a_broken_archive(tmp_path: Path) -> None:
     (tmp_path / "faces.zip").write_bytes(b"PK\x03\x04 nothing more")
     with pytest.raises(UserError, match="cannot be opened"):
         open_dataset(f"zip://faces.csv::{tmp_path / 'faces.zip'}", TABLE)
+
+
+def test_an_address_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path.resolve()
+    assert located("faces.csv") == located(Path("faces.csv")) == str(here / "faces.csv")
+    assert located("zip://faces.csv::packed/faces.zip") == f"zip://faces.csv::{here}/packed/faces.zip"
+    for url in ("memory://faces/faces.csv", "zip://faces.csv::s3://bucket/faces.zip", "s3://bucket/faces/"):
+        assert located(url) == url

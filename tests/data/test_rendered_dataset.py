@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffinf.config import DataConfig
+from diffinf.data import open_dataset
 from diffinf.data.rendered import (
     FACTORS,
     PRESETS,
@@ -174,3 +176,12 @@ def test_bench_1_is_frozen() -> None:
     assert len(set(faces.identities[faces.splits == "train"])) >= 400
     digest = hashlib.sha256(faces.labels.astype("<i8").tobytes() + faces.truth.astype("<i8").tobytes())
     assert digest.hexdigest()[:16] == "1d37df30ca6504fc"
+
+
+def test_a_rendered_file_is_opened_with_its_splits_and_people(tmp_path: Path) -> None:
+    path = render_dataset(tmp_path / "faces.parquet", n=80, size=32, identities=20)
+    found = open_dataset(path, DataConfig())
+    named = open_dataset(path, DataConfig(id="id", split="split", identity="identity"))
+    assert found.fingerprint == named.fingerprint
+    assert found.identities is not None and found.identities.tolist() == named.identities.tolist()  # type: ignore[union-attr]
+    assert found.splits.tolist() == pq.read_table(path)["split"].to_pylist()

@@ -128,6 +128,12 @@ def test_tokens_and_bare_parameters_have_rules() -> None:
     assert_exact(shaken(Words()), words, data(5, 1)[1])
 
 
+def test_a_batch_norm_over_tokens() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.Flatten(0, 1), nn.BatchNorm1d(4), nn.Unflatten(0, (-1, 3)))
+    model = shaken(nn.Sequential(model, nn.Flatten(), nn.Linear(12, 5)))
+    assert_exact(model, *data(5, 3, 6))
+
+
 def test_weights_tied_across_kinds_fall_back() -> None:
     words = torch.randint(11, (5, 6), generator=torch.Generator().manual_seed(0))
     norms = assert_exact(shaken(Words(tied=True)), words, data(5, 1)[1], fallback=True)
@@ -215,6 +221,27 @@ def test_a_first_batch_of_one_does_not_hide_it() -> None:
         images, labels = data(batch, 2, 6)
         truth = torch.stack(list(by_autograd(model, images, labels).values())).sum(0)
         torch.testing.assert_close(norms(images, labels), truth, rtol=TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_tokens_from_a_batch_norm_are_exact_for_a_batch_of_one(batch: int) -> None:
+    """PyTorch's own backward of a single such sample was wrong; so the truth is written out here."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+            self.mix = nn.Parameter(torch.randn(1, 9, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.norm(x).flatten(2).transpose(1, 2) * self.mix).sum(1))
+
+    model = shaken(Tokens())
+    images, labels = data(batch, 4, 3, 3)
+    found = GradientNorms(model).breakdown(images, labels)
+    error = model(images).softmax(1) - F.one_hot(labels, 5)
+    bias = (error @ model.head.weight) * model.mix.sum()
+    torch.testing.assert_close(found["norm.bias"], bias.square().sum(1).detach(), rtol=TOLERANCE, atol=0)
 
 
 def test_what_vmap_cannot_do_is_looped() -> None:

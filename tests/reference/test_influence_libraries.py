@@ -24,11 +24,11 @@ def by_torch_func(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str,
     def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         # A copy: some models keep between calls what they looked up in a parameter.
         output = torch.func.functional_call(copy.deepcopy(model), parameters, (image,))
-        return F.cross_entropy(output, label)
+        return F.cross_entropy(output, label, reduction="none")[0]
 
+    # A sample is a batch of two: see `looped_norms`.
     rows = [
-        torch.func.grad(loss)(parameters, images[i : i + 1].double(), labels[i : i + 1])
-        for i in range(len(images))
+        torch.func.grad(loss)(parameters, images[[i, i]].double(), labels[[i, i]]) for i in range(len(images))
     ]
     return {name: torch.stack([row[name].square().sum() for row in rows]) for name in parameters}
 

@@ -19,11 +19,17 @@ app = typer.Typer(
 
 DatasetOrRun = Annotated[
     str,
-    typer.Argument(help="Folder of class folders, or CSV, TSV or Parquet table; or the directory of a run."),
+    typer.Argument(help="A dataset: folder, table, or a table's URL; or the directory of a run."),
 ]
 RunPath = Annotated[Path, typer.Argument(help="The directory of a run.")]
 
 DATA_PANEL = "Dataset"
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", help="Layout, such as celeba or table (default auto).", rich_help_panel=DATA_PANEL
+    ),
+]
 Image = Annotated[
     str | None, typer.Option(help="Column with the image: path or bytes.", rich_help_panel=DATA_PANEL)
 ]
@@ -33,9 +39,49 @@ Root = Annotated[
 ]
 Id = Annotated[str | None, typer.Option("--id", help="Column with a stable id.", rich_help_panel=DATA_PANEL)]
 Split = Annotated[
-    str | None, typer.Option(help="Column with train, validation, test.", rich_help_panel=DATA_PANEL)
+    str | None,
+    typer.Option(
+        help="Column with train, validation, test (default: split, if there; '' for none).",
+        rich_help_panel=DATA_PANEL,
+    ),
 ]
-Identity = Annotated[str | None, typer.Option(help="Column naming the person.", rich_help_panel=DATA_PANEL)]
+Identity = Annotated[
+    str | None,
+    typer.Option(
+        help="Column naming the person (default: identity, if there; '' for none).",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Group = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group", help="Column that results are broken down by. Repeatable.", rich_help_panel=DATA_PANEL
+    ),
+]
+Bins = Annotated[
+    str | None,
+    typer.Option(
+        help="Lower edges that cut a number into classes: 0,13,20,40 for ages.", rich_help_panel=DATA_PANEL
+    ),
+]
+NormaliseLabels = Annotated[
+    bool | None,
+    typer.Option(
+        "--normalise-labels/--no-normalise-labels",
+        help="Take spellings of a class that differ in case or blanks for one.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Icc = Annotated[
+    bool | None,
+    typer.Option("--icc/--no-icc", help="Convert colours by their profiles.", rich_help_panel=DATA_PANEL),
+]
+Link = Annotated[
+    str | None,
+    typer.Option(
+        help="Untouched files of the refined dataset: copy, or hard links.", rich_help_panel=DATA_PANEL
+    ),
+]
 Truth = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,8 +9,25 @@ from typing import Annotated, Any
 
 import typer
 
-from diffinf.cli.app import DatasetOrRun, Id, Identity, Image, Json, Label, Limit, Root, Set, Split, app
-from diffinf.cli.settings import given, run_settings
+from diffinf.cli.app import (
+    Bins,
+    DatasetOrRun,
+    Format,
+    Group,
+    Icc,
+    Id,
+    Identity,
+    Image,
+    Json,
+    Label,
+    Limit,
+    NormaliseLabels,
+    Root,
+    Set,
+    Split,
+    app,
+)
+from diffinf.cli.settings import data_settings, given, run_settings
 
 _LISTED = 10  # rows of a table for people; --json and inspect.json have all
 _SPLITS = ("train", "validation", "test")
@@ -19,12 +36,17 @@ _SPLITS = ("train", "validation", "test")
 @app.command("inspect")
 def inspect_(
     dataset: DatasetOrRun,
+    format_: Format = None,
     image: Image = None,
     label: Label = None,
     root: Root = None,
     id_: Id = None,
     split: Split = None,
     identity: Identity = None,
+    group: Group = None,
+    bins: Bins = None,
+    normalise_labels: NormaliseLabels = None,
+    icc: Icc = None,
     limit: Limit = None,
     set_: Set = None,
     out: Annotated[
@@ -36,8 +58,21 @@ def inspect_(
     as_json: Json = False,
 ) -> None:
     """Look at a dataset: counts, sizes, duplicates, leaks across splits, label conflicts, unreadable files."""
-    data = {"image": image, "label": label, "root": root and root.resolve(), "id": id_, "split": split}
-    values = {"data": given({**data, "identity": identity, "limit": limit})}
+    data = data_settings(
+        format=format_,
+        image=image,
+        label=label,
+        root=root,
+        id=id_,
+        split=split,
+        identity=identity,
+        group=group,
+        bins=bins,
+        normalise_labels=normalise_labels,
+        icc=icc,
+        limit=limit,
+    )
+    values = {"data": given(data)}
     config = run_settings(dataset, values, None, set_ or [], "cpu", False)
     from diffinf.data import open_dataset
     from diffinf.data.inspect import inspect_dataset

@@ -11,20 +11,26 @@ from typing import Annotated, Any
 import typer
 
 from diffinf.cli.app import (
+    Bins,
     Classifier,
     Config,
     DatasetOrRun,
     Device,
     Estimate,
     Flags,
+    Format,
     Fresh,
     FromScratch,
+    Group,
+    Icc,
     Id,
     Identity,
     Image,
     Json,
     Label,
     Limit,
+    Link,
+    NormaliseLabels,
     Out,
     Preset,
     Root,
@@ -35,7 +41,7 @@ from diffinf.cli.app import (
     Truth,
     app,
 )
-from diffinf.cli.settings import given, is_run, own_classifier, run_settings
+from diffinf.cli.settings import data_settings, given, is_run, own_classifier, run_settings
 from diffinf.cli.show import show, show_costs
 
 
@@ -66,14 +72,20 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
 
     def command(
         dataset: DatasetOrRun,
+        format_: Format = None,
         image: Image = None,
         label: Label = None,
         root: Root = None,
         id_: Id = None,
         split: Split = None,
         identity: Identity = None,
+        group: Group = None,
         truth: Truth = None,
+        bins: Bins = None,
+        normalise_labels: NormaliseLabels = None,
+        icc: Icc = None,
         limit: Limit = None,
+        link: Link = None,
         classifier: Classifier = None,
         flags: Flags = None,
         seed: Seed = None,
@@ -87,14 +99,22 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
         as_json: Json = False,
         fresh: Fresh = False,
     ) -> None:
-        data: dict[str, Any] = {
-            "image": image,
-            "label": label,
-            "root": root and root.resolve(),
-            "id": id_,
-            "split": split,
-        }
-        data |= {"identity": identity, "truth": truth or None, "limit": limit}
+        data = data_settings(
+            format=format_,
+            image=image,
+            label=label,
+            root=root,
+            id=id_,
+            split=split,
+            identity=identity,
+            group=group,
+            truth=truth,
+            bins=bins,
+            normalise_labels=normalise_labels,
+            icc=icc,
+            limit=limit,
+            link=link,
+        )
         values: dict[str, Any] = {
             "seed": seed,
             "device": device,

@@ -14,6 +14,26 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in nested.items() if v is not None and v != {}}
 
 
+def data_settings(
+    *,
+    root: Path | None,
+    bins: str | None,
+    group: list[str] | None,
+    truth: list[str] | None = None,
+    **named: Any,
+) -> dict[str, Any]:
+    """The settings of the stage data that options name; those that were not given are None."""
+    values: dict[str, Any] = {**named, "root": root and root.resolve(), "groups": group or None}
+    return {**values, "truth": truth or None, "bins": None if bins is None else _numbers(bins)}
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if text.strip()]
+    except ValueError as error:
+        raise UserError(f"--bins {text}: expected numbers with commas between, such as 0,13,20,40") from error
+
+
 def own_classifier(text: str) -> dict[str, str]:
     """Read NAME:FILE.safetensors or a folder into the classifier's settings."""
     folder = Path(text)
@@ -53,6 +73,7 @@ def run_settings(
 ) -> Any:
     """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given."""
     from diffinf.config import apply_overrides, build, make_config, merge
+    from diffinf.data.readers.remote import is_url, located
     from diffinf.run import Run
 
     if from_scratch:
@@ -63,10 +84,8 @@ def run_settings(
         config = Run.open(Path(dataset)).config
         merged = merge(config.model_dump(mode="json"), values)
         return apply_overrides(build(type(config), merged, "options"), overrides)
-    if not Path(dataset).exists():
-        raise UserError(
-            f"{dataset}: no such file or directory; expected a folder of class folders, a table, or a run"
-        )
+    if not is_url(dataset) and not Path(dataset).exists():
+        raise UserError(f"{dataset}: no such file or directory; expected a dataset, or a run")
     if preset not in (None, "cpu", "gpu", "tiny"):
         raise UserError(f"--preset {preset}: expected cpu, gpu or tiny")
     if preset is None:
@@ -76,7 +95,7 @@ def run_settings(
 
         preset = default_preset(values.get("device", "auto"))
     return make_config(
-        str(Path(dataset).resolve()),
+        located(dataset),
         preset_name=preset,  # type: ignore[arg-type]
         file=file,
         values=values,

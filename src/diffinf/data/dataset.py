@@ -59,6 +59,7 @@ class FaceDataset:
         store: the encoded images, by position.
         sha256: N hex digests, see `source_sha256`.
         max_pixels: limit of decoding.
+        icc: colours are converted by the images' profiles to sRGB.
         truth_columns: see `truth`.
         link: "copy" or "hard", how untouched files come into the refined dataset.
     """
@@ -80,6 +81,7 @@ class FaceDataset:
     sha256: tuple[str, ...]
     max_pixels: int
     truth_columns: tuple[str, ...]
+    icc: bool = False
     ordered: bool = False
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -137,7 +139,9 @@ class FaceDataset:
             for slot in slots:
                 row = int(rows[slot])
                 try:
-                    image = decode_image(self.encoded(row), max_pixels=self.max_pixels, least_side=2 * size)
+                    image = decode_image(
+                        self.encoded(row), max_pixels=self.max_pixels, least_side=2 * size, icc=self.icc
+                    )
                 except UnreadableImageError as error:
                     raise self._gone(row, error) from error
                 pixels[slot] = square(image, size=size, channels=channels)
@@ -212,7 +216,7 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
     splits, decided = assign_splits(records, sound)
     _check_classes(records, sound, splits, "")
     kept = _kept(records, sound, splits, config.limit, seed)
-    checked, quarantine = _verify(records, kept, config.max_pixels)
+    checked, quarantine = _verify(records, kept, config)
     rows = sorted(checked, key=lambda row: records.ids[row])
     if not rows:
         first = next(iter(quarantine.values()))
@@ -226,7 +230,7 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
     _check_classes(records, rows, splits, hint)
     for row, reason in records.faults.items():
         quarantine[row] = Quarantined(records.ids[row], _name(records, row), reason)
-    return _assemble(records, rows, splits, checked, quarantine, [*decided, *notes], config)
+    return _assemble(records, rows, splits, checked, quarantine, [*records.notes, *decided, *notes], config)
 
 
 def _kept(
@@ -247,7 +251,7 @@ class _Checked:
 
 
 def _verify(
-    records: Records, rows: list[int], max_pixels: int
+    records: Records, rows: list[int], config: DataConfig
 ) -> tuple[dict[int, _Checked], dict[int, Quarantined]]:
     """Decode every image once; what fails is quarantined."""
 
@@ -256,7 +260,7 @@ def _verify(
         for row in chunk:
             try:
                 data = records.images.read(row)
-                image = decode_image(data, max_pixels=max_pixels)
+                image = decode_image(data, max_pixels=config.max_pixels, icc=config.icc)
             except UnreadableImageError as error:
                 results.append((row, Quarantined(records.ids[row], _name(records, row), str(error))))
             else:
@@ -357,8 +361,6 @@ def _assemble(
     median = float(np.median([checked[row].short_side for row in rows]))
     fitting = [size for size in IMAGE_SIZES if size <= median]
     columns = ColumnFiles(records.source.files).names if records.source.files else []
-    if "split" in columns and config.split is None:
-        notes = [*notes, "the column 'split' is not used; name it with --split if it holds the splits"]
     left_out = sorted(quarantine, key=lambda row: quarantine[row].id)
     for sentence in notes:
         note(f"{records.source.title or records.source.path.name}: {sentence}")
@@ -381,6 +383,7 @@ def _assemble(
         store=records.images,
         sha256=tuple(checked[row].sha256 for row in rows),
         max_pixels=config.max_pixels,
+        icc=config.icc,
         truth_columns=tuple(name for name in columns if name.startswith("truth") or name in config.truth),
         ordered=records.ordered,
         groups={

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from diffinf.data.card import class_table, provenance_path, synthetic_notice
+from diffinf.data.card import class_table, synthetic_notice
 from diffinf.data.images import SUFFIXES
 from diffinf.data.readers import SPLITS
+from diffinf.data.readers.formats import SUFFIXES as TABLES
+from diffinf.data.readers.remote import is_url
 from diffinf.errors import UserError
 from diffinf.progress import progress_bar
 from diffinf.run import atomic_path, make_directory, read_table, writing
@@ -93,15 +95,18 @@ def refined_dataset(run: Run) -> tuple[FaceDataset, dict[str, str] | None]:
     if not run.refined.is_dir():
         raise UserError(f"{run.path}: no refined dataset yet; run `diffinf repair {run.path}` first")
     config, opened = run.config, Path(run.config.dataset)
-    # A table is written under its name; all else is found in the folder as a whole.
-    table = run.refined / opened.name
-    path = table if table.is_file() and not opened.is_dir() else run.refined
+    path = run.refined
+    if is_url(config.dataset):  # a table alone, or a folder of Parquet files
+        path = next((file for file in path.iterdir() if file.suffix.lower() in TABLES), path)
+    elif (path / opened.name).is_file() and not opened.is_dir():
+        path = (
+            path / opened.name
+        )  # a table is written under its name; all else is found in the folder as a whole
     settings = config.data.model_copy(update={"root": None, "limit": None})
     dataset = open_dataset(path, settings, seed=config.seed)
-    told = provenance_path(run.refined)
-    if not told.exists():
+    if not run.provenance.exists():
         return dataset, None
-    story = read_table(told)
+    story = read_table(run.provenance)
     return dataset, dict(zip(story["id"].to_pylist(), story["action"].to_pylist(), strict=True))
 
 

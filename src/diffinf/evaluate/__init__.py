@@ -3,5 +3,6 @@
 - `diffinf.evaluate.detection`: how well a score finds wrong labels
 - `diffinf.evaluate.conversion`: how many wrong labels became right because the image was changed
 - `diffinf.evaluate.gain`: what retraining gained, with intervals and paired tests
+- `diffinf.evaluate.groups`: flags, edits and accuracy by group, and where they fall on one above all
 - `diffinf.evaluate.intervals`: bootstrap and Wilson intervals
 """

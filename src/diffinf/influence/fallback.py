@@ -44,7 +44,9 @@ def looped_norms(
         p.requires_grad_(True)
     try:
         for i in range(len(images)):
-            value = loss(model(images[i : i + 1]), labels[i : i + 1]).sum()
+            # Twice the sample, as a batch of two: PyTorch's backward of a batch norm in eval mode is wrong for
+            # a batch of one whose gradient arrives with its channels last (seen in 2.15 on CPUs).
+            value = loss(model(images[[i, i]]), labels[[i, i]])[0]
             gradients: Sequence[Tensor | None] = [None] * len(chosen)
             if value.requires_grad:
                 gradients = torch.autograd.grad(value, list(chosen.values()), allow_unused=True)

@@ -90,7 +90,7 @@ class GradientNorms:
         self.names = tuple(_scope_names(model, scope))
         self.fallback: dict[str, str] = {}
         self.describe: Callable[[int], str] = "sample {} of the batch".format
-        self._verified = 0
+        self._unverified = True
         self._vectorise = True
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -106,18 +106,22 @@ class GradientNorms:
             raise UserError(f"{len(images)} images but {len(labels)} labels: give one label for each image.")
         if len(images) == 0:
             return {name: torch.zeros(0) for name in self.names}
+        single = len(images) == 1
         with _as_found(self.model), torch.inference_mode(False), torch.enable_grad():
             # Tensors made in inference mode cannot take part in a backward; a copy can.
             images, labels = (
                 x.clone() if x.is_inference() else x for x in (images.detach(), labels.detach())
             )
+            if single:  # never a batch of one: see `looped_norms`
+                images, labels = images[[0, 0]], labels[[0, 0]]
             fast = self._fast(images, labels)
             slow = self._slow(self.fallback, images, labels)
-            # One sample alone cannot show that samples are kept apart, so the check waits for company.
-            if self._verified < min(len(images), 2):
+            if self._unverified:
                 self._verify(fast, slow, images, labels)
-                self._verified = len(images)
-        return {name: slow[name] if name in slow else fast[name] for name in self.names}
+                # One sample alone cannot show that samples are kept apart: the check waits for company.
+                self._unverified = single
+        found = {name: slow[name] if name in slow else fast[name] for name in self.names}
+        return {name: value[:1] for name, value in found.items()} if single else found
 
     def _fast(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One forward and one backward; parameters found to have no closed form are added to `fallback`."""

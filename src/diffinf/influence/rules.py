@@ -152,9 +152,13 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Parts | None:
     """Affine parameters (C,) of a batch norm by running statistics; no answer for batch statistics."""
-    if training or running_mean is None or running_var is None or input.shape[0] != batch or input.ndim < 2:
+    if training or running_mean is None or running_var is None or input.ndim < 2:
         return None
     mean, variance = running_mean, running_var
+    if input.ndim == 2 and input.shape[0] % batch == 0:
+        return _affine(batch, lambda: F.batch_norm(input, mean, variance, eps=eps), weight, bias)
+    if input.shape[0] != batch:
+        return None
 
     def of_weight(delta: Tensor) -> Piece:
         if input.ndim == 4 and not input.is_contiguous():
@@ -168,7 +172,7 @@ def batch_norm(
         # arrays, and no cancellation where a channel's mean is large against its spread.
         folded = (1, batch * input.shape[1], *input.shape[2:])
         _, gradient, _ = torch.ops.aten.native_batch_norm_backward(
-            delta.reshape(folded),
+            delta.reshape(folded).contiguous(),
             input.reshape(folded),
             torch.ones_like(mean).repeat(batch),
             mean.repeat(batch),
@@ -182,7 +186,7 @@ def batch_norm(
         return Gradient(gradient.view(batch, -1))
 
     def of_bias(delta: Tensor) -> Piece:
-        return Gradient(delta.flatten(2).sum(2) if delta.ndim > 2 else delta)
+        return Gradient(delta.flatten(2).sum(2))
 
     return _if_there(weight, of_weight) + _if_there(bias, of_bias)
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffinf.report import faces, figures, words
 from diffinf.report.files import RunFiles, read_run
+from diffinf.report.groups import groups
 from diffinf.run import write_text
 
 
@@ -65,6 +66,7 @@ def context(files: RunFiles) -> dict[str, Any]:
         "gallery": faces.gallery(files),
         "refused": refused,
         "arms": figures.arms(files, differences),
+        "groups": groups(files),
         "truth": figures.truth(files),
         "quarantine": figures.quarantine(files),
         "costs": figures.costs(files),

@@ -55,7 +55,7 @@ def scan_images(dataset: FaceDataset) -> Scan:
             data = dataset.encoded(row)
             try:
                 headers[row] = image_header(data)
-                image = decode_image(data, max_pixels=dataset.max_pixels)
+                image = decode_image(data, max_pixels=dataset.max_pixels, icc=dataset.icc)
             except UnreadableImageError as error:
                 raise UserError(
                     f"{dataset.ids[row]}: readable when the dataset was opened, not now ({error}); restore the file"

@@ -164,6 +164,7 @@ class Records:
         carried: name -> array of N rows that no training reads.
         faults: position -> why the sample cannot be used; it is quarantined without a look at its image.
         ordered: `class_names` rise along a scale.
+        notes: what the reader decided on its own, one sentence each.
     """
 
     source: DatasetSource
@@ -179,6 +180,7 @@ class Records:
     carried: dict[str, Any] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
     ordered: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def no_columns(

@@ -25,6 +25,14 @@ def is_url(path: Path | str) -> bool:
     return isinstance(path, str) and ("://" in path or "::" in path)
 
 
+def located(dataset: Path | str) -> str:
+    """A dataset's path or address, the same from whatever folder it is opened later."""
+    if not is_url(dataset):
+        return str(Path(dataset).resolve())
+    chain, colons, last = str(dataset).rpartition("::")
+    return chain + colons + (last if is_url(last) or not colons else str(Path(last).resolve()))
+
+
 class RemoteStore:
     """Images behind a URL, read one at a time: not every file system may be asked from several threads."""
 
@@ -68,7 +76,7 @@ def read_remote(url: str, config: DataConfig) -> Records:
     Raises:
         UserError: an unknown protocol, nothing there, no table; as `read_table`, naming the URL.
     """
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     try:
         files, path = fsspec.core.url_to_fs(url)

@@ -100,7 +100,8 @@ def read_table(
     The image column holds paths relative to the root (`config.root`, else the table's folder), encoded bytes,
     Hugging Face's struct of both, or grey values as text. The id is `config.id`, else a column `id`, else the
     path, else the row's number. Without a split column, files that are all named after a split
-    (train-00000-of-00002, test/0.parquet) belong to it.
+    (train-00000-of-00002, test/0.parquet) belong to it; else a column `split` that names one in every row is taken,
+    and for persons a column `identity`. A name that is "" takes none.
 
     Args:
         path: what was opened: the table, or the folder of its files.
@@ -128,6 +129,31 @@ def read_table(
         title = f"{path}: column {column!r}"
         return as_text(data.column(column), table.class_names(column), title, fractions=fractions)
 
+    def offered(role: str) -> list[str | None] | None:
+        """The values of a column called as its role, where the configuration leaves the choice."""
+        if getattr(config, role) is not None or role in columns or role not in table.names:
+            return None
+        title = f"{path}: column {role!r}"
+        try:
+            values = as_text(table.read([role]).column(0), table.class_names(role), title)
+        except UserError:  # not of a kind that could name anything
+            return None
+        return values if any(values) else None
+
+    splits = texts(columns["split"]) if "split" in columns else _splits_of_files(path, table, layout)
+    identities = texts(columns["identity"]) if "identity" in columns else offered("identity")
+    notes = []
+    if "identity" not in columns and identities is not None:
+        columns["identity"] = "identity"
+        notes.append("persons are those of the column 'identity'; --identity '' takes none")
+    if splits is None and (found := offered("split")) is not None:
+        if _all_splits(found):
+            splits, columns["split"] = found, "split"
+            notes.append("splits are those of the column 'split'; --split '' makes others")
+        else:
+            notes.append(
+                "the column 'split' is not used: not every row names train, validation or test there"
+            )
     labels, faults = _named(texts(columns["label"], bool(config.bins)), columns["label"], layout)
     images, names = _images(
         table, columns["image"], root, places, layout, open_files or _local_files(config), config.max_pixels
@@ -152,14 +178,21 @@ def read_table(
         ids=ids,
         labels=labels,
         class_names=_class_order(table, columns["label"], layout, labels),
-        splits=texts(columns["split"]) if "split" in columns else _splits_of_files(path, table, layout),
-        identities=texts(columns["identity"]) if "identity" in columns else None,
+        splits=splits,
+        identities=identities,
         split_keys=ids,
         places=places,
         groups={name: texts(name, fractions=True) for name in config.groups},
         faults=faults,
         ordered=layout.ordered,
+        notes=notes,
     )
+
+
+def _all_splits(values: Sequence[str | None]) -> bool:
+    """Whether every row names a split, and one of them train."""
+    named = {None if value is None else split_name(value) for value in values}
+    return None not in named and "train" in named
 
 
 def _local_files(config: DataConfig) -> OpenFiles:
@@ -229,8 +262,8 @@ def _roles(path: Path, table: ColumnFiles, config: DataConfig, layout: TableLayo
     for role, name in layout.columns.items():
         if named[role] == defaults[role].default:
             named[role] = name
-    roles = {role: name for role, name in named.items() if name is not None}
-    if "id" not in roles and "id" in table.names and "id" not in roles.values():
+    roles = {role: name for role, name in named.items() if name}
+    if config.id is None and "id" not in roles and "id" in table.names and "id" not in roles.values():
         roles["id"] = "id"
     listed = ", ".join(repr(name) for name in table.names)
     for role, name in roles.items():
