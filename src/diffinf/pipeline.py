@@ -253,7 +253,8 @@ def score(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.influence
     key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
     if run.stage("score", key, lambda: score_run(workspace), outputs=("scores.parquet", "flags.json")):
-        run.discard("detect", MEASURED)
+        for name in MEASURED:  # of `diffinf detect`, on other scores
+            (run.path / name).unlink(missing_ok=True)
         run.discard("repair", REPAIRED)
         run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,3 +176,13 @@ def test_two_processes_score_as_one_and_one_repairs(whole: Run, faces: Path, tmp
     assert both["id"] == alone["id"]
     np.testing.assert_allclose(both["self_influence"], alone["self_influence"], rtol=1e-5)
     np.testing.assert_allclose(both["score"], alone["score"], rtol=1e-4, atol=1e-4)
+
+
+def test_figures_of_other_scores_go_when_samples_are_scored_anew(whole: Run, tmp_path: Path) -> None:
+    shutil.copytree(whole.path, tmp_path / "run")
+    diffinf("detect", tmp_path / "run")
+    assert (tmp_path / "run" / "detection.png").stat().st_size > 1000
+    diffinf("score", tmp_path / "run")
+    assert (tmp_path / "run" / "detection.json").exists(), "nothing was scored anew"
+    diffinf("score", tmp_path / "run", "--set", "influence.share=0.1")
+    assert not (tmp_path / "run" / "detection.json").exists()
