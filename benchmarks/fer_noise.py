@@ -430,7 +430,7 @@ def _interval(interval: dict[str, Any] | None) -> str:
 def benchmark(dataset: Path, directory: Path, options: argparse.Namespace) -> Run:
     """Take the prepared dataset all the way, or go on with it."""
     from diffinf.pipeline import execute
-    from diffinf.workspace import default_preset
+    from diffinf.stages.workspace import default_preset
 
     values = {
         "seed": 0,

@@ -36,7 +36,7 @@ from diffinf.influence.noise import (
 from diffinf.influence.rivals import margin, self_confidence
 from diffinf.pipeline import repair_dataset
 from diffinf.run import Run, read_class_names, read_json, read_table, write_json
-from diffinf.scores import RIVALS
+from diffinf.stages.scores import RIVALS
 from fer_noise import hardware, prepare
 
 Floats = npt.NDArray[np.float64]

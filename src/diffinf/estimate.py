@@ -23,8 +23,8 @@ from diffinf.config import RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
 from diffinf.influence.ghost import squared_gradient_norms
+from diffinf.stages.workspace import resolve_device
 from diffinf.training.loop import worker_count
-from diffinf.workspace import resolve_device
 
 if TYPE_CHECKING:
     from diffinf.diffusion.autoencoder import DiffusionAutoencoder

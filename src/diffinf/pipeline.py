@@ -23,7 +23,6 @@ import torch
 from diffinf.classify.crossfit import cross_fit, load_crossfit
 from diffinf.classify.model import to_input
 from diffinf.classify.train import load_checkpoints, train_classifier
-from diffinf.comparing import compare_run
 from diffinf.config import PresetName, RunConfig, make_config
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.readers.remote import located
@@ -32,8 +31,6 @@ from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
 from diffinf.influence.noise import confident_joint, label_posterior, refined_joint
 from diffinf.influence.self_influence import self_influence
-from diffinf.measure import evaluate_edits, evaluate_scores
-from diffinf.repairing import repair_run
 from diffinf.report import write_report
 from diffinf.run import (
     GROUP,
@@ -43,10 +40,13 @@ from diffinf.run import (
     stage_key,
     write_table,
 )
-from diffinf.scoring import score_run
-from diffinf.summary import write_summary
-from diffinf.team import Team
-from diffinf.workspace import Workspace, default_preset
+from diffinf.stages.comparing import compare_run
+from diffinf.stages.measure import evaluate_edits, evaluate_scores
+from diffinf.stages.repairing import repair_run
+from diffinf.stages.scoring import score_run
+from diffinf.stages.summary import write_summary
+from diffinf.stages.team import Team
+from diffinf.stages.workspace import Workspace, default_preset
 
 # What the stages whose results rest on others' leave: stale once the others run again.
 MEASURED = ("detection.json", "detection.png")

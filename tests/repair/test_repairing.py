@@ -14,8 +14,8 @@ from PIL import Image
 
 from diffinf.classify.model import ClassifierSpec
 from diffinf.config import ClassifierConfig, RepairConfig
-from diffinf.repairing import IDENTITY_SIZE, Repair, png_bytes
 from diffinf.run import read_json, write_json
+from diffinf.stages.repairing import IDENTITY_SIZE, Repair, png_bytes
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

@@ -7,7 +7,7 @@ from test_report_page import page, plain, section
 from diffinf.report import plots
 from diffinf.report.groups import warning
 from diffinf.run import Run, load_tensors, read_json, read_table, write_table
-from diffinf.summary import write_summary
+from diffinf.stages.summary import write_summary
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def detect(
     as_json: Json = False,
 ) -> None:
     """Measure every score against the truth: average precision, ROC AUC, precision at the flagged share, by class."""
-    from diffinf.detecting import detect as measure
+    from diffinf.stages.detecting import detect as measure
 
     if picture is None and scores.is_dir():
         picture = scores / "detection.png"

@@ -194,7 +194,7 @@ def predict(
     from diffinf.run import Run
 
     taken = Run.open(run)
-    from diffinf.predicting import predict_files
+    from diffinf.stages.predicting import predict_files
 
     predictions = predict_files(taken, images, device or "auto")
     if as_json:

@@ -89,7 +89,7 @@ def run_settings(
     if preset not in (None, "cpu", "gpu", "tiny"):
         raise UserError(f"--preset {preset}: expected cpu, gpu or tiny")
     if preset is None:
-        from diffinf.workspace import (
+        from diffinf.stages.workspace import (
             default_preset,  # asks torch for a GPU: seconds that a mistake need not cost
         )
 

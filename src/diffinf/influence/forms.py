@@ -110,10 +110,7 @@ def _unfolding_cost(call: Call) -> float:
     if isinstance(call, LinearCall) or call.is_pointwise:
         return 0
     groups, p, _ = call.shape
-    run = call.x.shape[1] // groups
-    if groups == 1 and call.dilation[1] == 1:
-        run *= call.kernel[1]
-    return groups * call.positions * p * (_TOUCH + _RUN / run)
+    return groups * call.positions * p * (_TOUCH + _RUN / call.run)
 
 
 def _convolution_cost(calls: Sequence[ConvolutionCall]) -> float:

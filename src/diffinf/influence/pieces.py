@@ -106,14 +106,30 @@ class ConvolutionCall:
         delta = _by_position(self.delta[rows], groups)
         if self.is_pointwise:
             return _by_position(x[:, :, :: self.stride[0], :: self.stride[1]], groups), delta
-        # With the channels last, a row of the kernel is one run of memory.
         (ph, pw), (sh, sw), (dh, dw) = self.padding, self.stride, self.dilation
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
-        n, height, width, channels = padded.shape
-        each, row = channels // groups, width * channels
-        size = (n, groups, *self.delta.shape[2:], *self.kernel, each)
-        steps = (height * row, each, sh * row, sw * channels, dh * row, dw * channels, 1)
-        return padded.as_strided(size, steps).reshape(n * groups, self.positions, -1), delta
+        n, each, out = x.shape[0], x.shape[1] // groups, self.delta.shape[2:]
+        if self._row_of_kernel >= out[1]:
+            padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pw, pw, ph, ph)).contiguous()
+            row = padded.shape[2] * x.shape[1]
+            steps = (padded[0].numel(), each, sh * row, sw * x.shape[1], dh * row, dw * x.shape[1], 1)
+            taken = padded.as_strided((n, groups, *out, *self.kernel, each), steps)
+            return taken.reshape(n * groups, self.positions, -1), delta
+        padded = F.pad(x, (pw, pw, ph, ph)).contiguous()
+        row, area = padded.shape[3], padded[0, 0].numel()
+        steps = (padded[0].numel(), each * area, dh * row, dw, area, sh * row, sw)
+        taken = padded.as_strided((n, groups, *self.kernel, each, *out), steps)
+        return taken.reshape(n * groups, -1, self.positions).transpose(1, 2), delta
+
+    @property
+    def _row_of_kernel(self) -> int:
+        """Elements of a row of the kernel that lie side by side when the channels are last."""
+        each = self.x.shape[1] // self.groups
+        return each * self.kernel[1] if self.groups == 1 and self.dilation[1] == 1 else each
+
+    @property
+    def run(self) -> int:
+        """Elements that unfolding copies at once: a row of the kernel, or a row of the output."""
+        return max(self._row_of_kernel, self.delta.shape[3])
 
     def gradient(self, rows: slice) -> Tensor:
         """(n, D·p): the library's own weight gradient, with the samples as groups of one convolution."""

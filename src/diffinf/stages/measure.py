@@ -14,8 +14,8 @@ from diffinf.classify.crossfit import cross_fit, out_of_fold_logits
 from diffinf.evaluate.conversion import conversion
 from diffinf.evaluate.detection import detection
 from diffinf.run import load_tensors, read_json, read_table, write_json, write_table
-from diffinf.scores import RIVALS
-from diffinf.workspace import Ints, Workspace
+from diffinf.stages.scores import RIVALS
+from diffinf.stages.workspace import Ints, Workspace
 
 VIEWS = ("original", "roundtrip", "edited")
 

@@ -12,7 +12,7 @@ import torch
 
 from diffinf.config import RunConfig
 from diffinf.run import Run, read_json, read_table, save_tensors
-from diffinf.scoring import score_run
+from diffinf.stages.scoring import score_run
 
 N, CLASSES = 40, ("happy", "sad")
 

@@ -17,7 +17,7 @@ from diffinf.config import PresetName
 from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
 from diffinf.run import Run, stage_key
-from diffinf.team import Team
+from diffinf.stages.team import Team
 
 Ints = npt.NDArray[np.int64]
 Strings = npt.NDArray[np.str_]

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from diffinf.cli import main
-from diffinf.detecting import detect
 from diffinf.errors import UserError
 from diffinf.run import write_table
+from diffinf.stages.detecting import detect
 
 N = 60
 

@@ -13,7 +13,7 @@ from diffinf.evaluate.detection import Detection, detection
 from diffinf.influence.flag import flag
 from diffinf.report.curves import draw_curves
 from diffinf.run import Run, atomic_path, read_class_names, read_table, write_json
-from diffinf.scores import RIVALS
+from diffinf.stages.scores import RIVALS
 
 Bools = npt.NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffinf.errors import UserError
-from diffinf.scores import RIVALS, read_flags, score_table
+from diffinf.stages.scores import RIVALS, read_flags, score_table
 
 KNOWN = np.array(["a", "b", "c", "7"])
 TEST = np.array(["t1", "t2"])

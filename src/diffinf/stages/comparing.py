@@ -8,7 +8,7 @@ import torch
 from diffinf.compare.runner import run_arms
 from diffinf.errors import UserError
 from diffinf.run import load_tensors, read_table
-from diffinf.workspace import Workspace
+from diffinf.stages.workspace import Workspace
 
 
 def compare_run(workspace: Workspace) -> None:

@@ -21,8 +21,8 @@ from diffinf.influence.noise import (
 )
 from diffinf.influence.rivals import rival_scores
 from diffinf.run import load_tensors, write_json, write_table
-from diffinf.scores import read_flags, score_table
-from diffinf.workspace import Workspace
+from diffinf.stages.scores import read_flags, score_table
+from diffinf.stages.workspace import Workspace
 
 Floats = npt.NDArray[np.float64]
 

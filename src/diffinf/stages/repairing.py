@@ -26,7 +26,7 @@ from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
 from diffinf.run import make_directory, read_table, save_tensors, write_json, write_table
-from diffinf.workspace import Workspace
+from diffinf.stages.workspace import Workspace
 
 UNRELIABLE = "class_unreliable"
 IDENTITY_SIZE = 64

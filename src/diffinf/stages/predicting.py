@@ -11,7 +11,7 @@ from diffinf.classify.model import load_classifier, predict
 from diffinf.data.images import UnreadableImageError, decode_image, square
 from diffinf.errors import UserError
 from diffinf.run import Run
-from diffinf.workspace import resolve_device
+from diffinf.stages.workspace import resolve_device
 
 
 def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dict[str, Any]]:
