@@ -16,7 +16,9 @@ def render(
     n: Annotated[int, typer.Option("--n", help="Number of faces.")] = 6600,
     size: Annotated[int, typer.Option(help="Side in pixels, 24 to 512.")] = 64,
     task: Annotated[str, typer.Option(help="expression or age.")] = "expression",
-    identities: Annotated[int, typer.Option(help="Number of people.")] = 800,
+    identities: Annotated[
+        int | None, typer.Option(help="Number of people (default: one for eight faces, at most 800).")
+    ] = None,
     noise: Annotated[str, typer.Option(help="none, symmetric, asymmetric or confounded.")] = "confounded",
     rate: Annotated[float, typer.Option(help="Share of wrong labels in train and validation.")] = 0.27,
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
@@ -33,7 +35,7 @@ def render(
         n=n,
         size=size,
         task=task,  # type: ignore[arg-type]
-        identities=identities,
+        identities=min(800, max(3, n // 8)) if identities is None else identities,
         noise=noise,  # type: ignore[arg-type]
         rate=rate,
         seed=seed,

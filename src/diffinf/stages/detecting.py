@@ -43,6 +43,8 @@ def detect(
     Raises:
         UserError: a file cannot be read, no truth is known, or no label is wrong or none is right.
     """
+    if scores.is_dir() and not (scores / "scores.parquet").exists():
+        raise UserError(f"{scores}: nothing has been scored yet; run `diffinf score {scores}` first")
     table = read_table(scores / "scores.parquet" if scores.is_dir() else scores)
     missing = {"id", "label", "score", "flagged"} - set(table.column_names)
     if missing:
