@@ -18,13 +18,15 @@ from diffinf.influence.pieces import HALF, Call, ConvolutionCall, Gradient, Line
 
 # Elements of workspace allowed at once: on a CPU what stays near a core's caches, on a GPU enough to fill it.
 _WORKSPACE = {"cpu": 2**19, "cuda": 2**27}
-# What moving one element through memory costs, in multiply-adds of a matrix product, and what each run of
-# memory costs that is gathered (measured on x86 with oneDNN and MKL).
+# What moving one element through memory costs, in multiply-adds of a matrix product, what each run of memory
+# costs that is copied, and what is added where a run's elements lie apart (measured on x86 with oneDNN and MKL).
 _TOUCH = 5
 _RUN = 300
+_APART = 10
 _COPY = 12
 # The library's convolutions: how a multiply-add compares, and the price of an element of their result.
 _CONVOLUTION = 0.5
+_DEPTHWISE = 4.0
 _CONVOLUTION_WRITE = 40
 
 
@@ -100,7 +102,7 @@ def _forms(calls: Sequence[Call]) -> dict[str, tuple[float, int]]:
         # Convolutions of many groups are slow on a GPU unless they are nearly depthwise.
         if p * d <= 64 or (first.delta.device.type == "cpu" and (groups > 1 or not first.is_pointwise)):
             convolutions = [call for call in calls if isinstance(call, ConvolutionCall)]
-            forms["convolution"] = (_convolution_cost(convolutions), 2 * groups * p * d)
+            forms["convolution"] = _convolution_cost(convolutions)
         if len(calls) == 1 and not first.is_pointwise:
             forms["pixel"] = _pixel_cost(first)
     return forms
@@ -110,16 +112,23 @@ def _unfolding_cost(call: Call) -> float:
     if isinstance(call, LinearCall) or call.is_pointwise:
         return 0
     groups, p, _ = call.shape
-    return groups * call.positions * p * (_TOUCH + _RUN / call.run)
+    apart = _APART if call.gathers else 0
+    return groups * call.positions * p * (_TOUCH + _RUN / call.run + apart)
 
 
-def _convolution_cost(calls: Sequence[ConvolutionCall]) -> float:
+def _convolution_cost(calls: Sequence[ConvolutionCall]) -> tuple[float, int]:
     first = calls[0]
     groups, p, d = first.shape
-    # Its kernels work on blocks of eight channels, and on arrays with the positions last.
-    rate = _CONVOLUTION * (8 if first.x.shape[1] < 8 else 1)
-    moved = sum(x[0].numel() for call in calls for x in (call.x, call.delta) if not x.is_contiguous())
-    return groups * p * d * (rate * sum(c.positions for c in calls) + _CONVOLUTION_WRITE) + _COPY * moved
+    if first.x.shape[1] == groups > 1:
+        fitting = first.stride == (1, 1) and max(first.kernel) <= 3
+        rate = _DEPTHWISE if fitting else 2.5 * _DEPTHWISE + p / 2
+    else:  # its kernels work on blocks of eight channels
+        rate = _CONVOLUTION * (8 if first.x.shape[1] < 8 else 1)
+    # They want the positions last.
+    arrays = [x for call in calls for x in (call.x, call.delta)]
+    moved = sum(x[0].numel() for x in arrays if not x.is_contiguous())
+    cost = groups * p * d * (rate * sum(c.positions for c in calls) + _CONVOLUTION_WRITE) + _COPY * moved
+    return cost, 2 * groups * p * d + moved
 
 
 def _pixel_cost(call: ConvolutionCall) -> tuple[float, int]:

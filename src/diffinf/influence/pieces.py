@@ -127,6 +127,11 @@ class ConvolutionCall:
         return each * self.kernel[1] if self.groups == 1 and self.dilation[1] == 1 else each
 
     @property
+    def gathers(self) -> bool:
+        """Whether the elements of a run lie apart."""
+        return self._row_of_kernel < self.delta.shape[3] and self.stride[1] > 1
+
+    @property
     def run(self) -> int:
         """Elements that unfolding copies at once: a row of the kernel, or a row of the output."""
         return max(self._row_of_kernel, self.delta.shape[3])

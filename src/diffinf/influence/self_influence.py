@@ -81,6 +81,9 @@ def self_influence(
     ranks = Ranks.of_environment() if ranks is None else ranks
     shards = Shards(scratch, len(stream), len(checkpoints), chunk)
     shards.open({"scope": scope if isinstance(scope, str) else list(scope), "loss": _name(loss)})
+    done = shards.done()
+    if done.any():
+        logger.info("self-influence: %d of %d parts are there already", done.sum(), done.size)
     total = np.zeros(len(stream))
     mine = list(shards.mine(ranks))
     opened = _Checkpoints(checkpoints, stream.device, scope, loss)

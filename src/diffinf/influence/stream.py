@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ _CPU_BYTES = 2**28
 _LARGEST = 512
 
 
-@runtime_checkable
 class Sliceable(Protocol):
     """Anything with a length that can be sliced by a range: a tensor, an array, a lazy dataset."""
 
