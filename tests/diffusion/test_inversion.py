@@ -1,4 +1,4 @@
-"""Inversion and decoding where the trajectories are known, and against diffusers' DDIM."""
+"""Inversion and decoding where the trajectories are known, under every scheduler that has an inverse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffinf.diffusion.invert import decode, invert, timestep_grid
+from diffinf.diffusion.invert import check_scheduler, decode, default_scheduler, invert, timestep_grid
+from diffinf.errors import UserError
 
 TIMESTEPS = 1000
 ALPHAS = (1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64)).cumprod(0)
@@ -88,23 +89,6 @@ def test_what_was_inverted_is_decoded_ever_better_with_more_steps(clean: Tensor,
         errors.append((back - clean).abs().max().item())
     assert all(later < 0.7 * earlier for earlier, later in pairwise(errors)), errors
     assert errors[-1] < 0.1
-
-
-def scheduler(steps: int) -> Any:
-    from diffusers import DDIMScheduler  # slow to import
-
-    made = DDIMScheduler(
-        num_train_timesteps=TIMESTEPS,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=True,
-        timestep_spacing="trailing",
-    )
-    made.set_timesteps(steps)
-    return made
 
 
 def curved_v(noisy: Tensor, t: Tensor) -> Tensor:
