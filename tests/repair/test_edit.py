@@ -116,9 +116,7 @@ def test_the_edit_is_guided_away_from_what_the_image_shows(
         away = autoencoder.denoiser(noisy, t, negative)
         return away + pull * (autoencoder.denoiser(noisy, t, positive) - away)
 
-    expected = autoencoder.to_images(
-        decode(autoencoder.scheduler, apart.noisy, predict, steps=3, depth=0.5)
-    )
+    expected = autoencoder.to_images(decode(autoencoder.scheduler, apart.noisy, predict, steps=3, depth=0.5))
     edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
 

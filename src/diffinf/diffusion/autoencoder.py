@@ -97,6 +97,10 @@ class DiffusionAutoencoder(LatentAutoencoder):
         side = spec.image_size // spec.patch_size
         _check_codes("semantic code", semantic_code, (spec.code_size,))
         _check_codes("stochastic code", stochastic_code, (spec.latent_channels, side, side))
+        if len(semantic_code) != len(stochastic_code):
+            raise UserError(
+                f"found {len(semantic_code)} semantic codes, but {len(stochastic_code)} stochastic codes"
+            )
 
         def part(code: Tensor, noisy: Tensor, shares: Tensor | None) -> tuple[Tensor]:
             code, noisy = code.to(self.device), noisy.to(self.device)

@@ -10,6 +10,7 @@ timestep of the schedule that is left, and the network is told the timestep that
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,15 @@ def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
     return [round((index + 1) * (last + 1) / steps) - 1 for index in range(steps)]
 
 
+def _rebuilt(kind: type[Any], settings: dict[str, Any]) -> Any:
+    """Make a scheduler of those settings that it has.
+
+    Not with `from_config`: it drops a value whose name is among those that were once left at their default.
+    """
+    known = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in settings.items() if name in known})
+
+
 @dataclass(frozen=True)
 class _Respaced:
     """A scheduler and its inverse on the visited noise levels alone, and the timesteps these had before."""
@@ -123,7 +133,7 @@ class _Respaced:
         # Already in the levels.
         settings["rescale_betas_zero_snr"] = False
         down, up = (
-            kind.from_config({**scheduler.config, **settings})
+            _rebuilt(kind, {**scheduler.config, **settings})
             for kind in (type(scheduler), INVERSES[type(scheduler)])
         )
         down.set_timesteps(steps)

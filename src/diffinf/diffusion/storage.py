@@ -23,7 +23,7 @@ from diffinf.diffusion.invert import INVERSES
 from diffinf.diffusion.networks import CodeStatistics, Denoiser, Guide, SemanticEncoder
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.errors import UserError
-from diffinf.run import file_sha256, load_tensors, save_tensors, write_json
+from diffinf.run import file_sha256, load_tensors, save_tensors, write_json, write_text
 
 FORMAT_VERSION = 2
 DESCRIPTION, INDEX, CONFIG = "autoencoder.json", "model_index.json", "config.json"
@@ -63,9 +63,10 @@ def write_folder(
         index[name] = [None, None] if component is None else _named(type(component))
         folder = directory / name
         if name == SCHEDULER:
-            write_json(folder / SCHEDULER_CONFIG, json.loads(component.to_json_string()))
+            # As diffusers writes it: among the values may be an infinity.
+            write_text(folder / SCHEDULER_CONFIG, component.to_json_string())
         elif component is not None:
-            write_json(folder / CONFIG, json.loads(component.to_json_string()))
+            write_text(folder / CONFIG, component.to_json_string())
             state: dict[str, Tensor] = component.state_dict()
             tensors = {key: x.to(dtype) if x.is_floating_point() else x for key, x in state.items()}
             save_tensors(folder / WEIGHTS, tensors)
