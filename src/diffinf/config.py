@@ -14,6 +14,7 @@ from diffinf.errors import UserError
 
 Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
 PresetName = Literal["cpu", "gpu", "tiny"]
+EditorName = Literal["guided", "guide", "contexts", "renoised", "codes", "linear"]
 DataFormat = Literal[
     "auto",
     "celeba",
@@ -212,7 +213,18 @@ class RepairConfig(StageConfig):
     depth: float = Field(
         0.4, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
     )
+    editor: EditorName = Field(
+        "guided",
+        description="what draws an image to its label: contexts and guide, the guide or the contexts alone, contexts "
+        "with fresh noise, the moved code alone, or a linear direction of the code",
+    )
     guidance: float = Field(1.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    guidance_until: float = Field(
+        0.0, ge=0, le=1, description="share of the decode, at its end, without the negative context"
+    )
+    fresh_noise: float = Field(
+        0.5, ge=0, le=1, description="renoised: share of the stochastic code's variance that is drawn anew"
+    )
     guide_scale: float = Field(0.2, ge=0, description="step of the guide, in units of the latents' spread")
     guide_until: float = Field(
         0.4, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"

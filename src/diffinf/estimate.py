@@ -246,6 +246,7 @@ class _Timing:
     def _edit(self) -> tuple[float, float]:
         """Seconds to take one flagged image apart, and to decode it once, spread over the workers."""
         from diffinf.repair.edit import decode_edit, take_apart
+        from diffinf.repair.editors import Wish
 
         config = self.config.repair
         model: Autoencoder = self._autoencoder[1] if self.imported is None else self._network
@@ -261,7 +262,7 @@ class _Timing:
             shown = one_hot(labels, self.spec.num_classes).float()
             parts = take_apart(model, images, shown, config)
             middle = time.perf_counter()
-            decode_edit(model, parts, parts.code, labels, shown, 1.0, config).cpu()
+            decode_edit(model, parts, Wish(parts.code, labels, shown), 1.0, config).cpu()
             end = time.perf_counter()
         each = len(images) * self.workers / repeats
         return (middle - start) / each, (end - middle) / each

@@ -30,7 +30,7 @@ from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
 from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
-from diffinf.influence.noise import confident_joint, label_posterior, refined_joint
+from diffinf.influence.noise import class_shares
 from diffinf.influence.self_influence import self_influence
 from diffinf.report import write_report
 from diffinf.run import (
@@ -278,8 +278,7 @@ def train_autoencoder(workspace: Workspace) -> None:
 
         labels = workspace.labels.numpy()
         probabilities = load_crossfit(run.crossfit).logits.double().softmax(1).numpy()
-        joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
-        shares = torch.from_numpy(label_posterior(labels, probabilities, joint))
+        shares = torch.from_numpy(class_shares(labels, probabilities))
         settings: dict[str, Any] = {
             "class_names": workspace.dataset.class_names,
             "seed": workspace.seed,

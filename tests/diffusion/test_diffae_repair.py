@@ -23,7 +23,8 @@ from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE
 from diffinf.diffusion.diffae.fit import fit_attribute, fit_to_dataset
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.errors import UserError
-from diffinf.repair.edit import Inverted, decode_edit, guided, take_apart
+from diffinf.repair.edit import decode_edit, guided, take_apart
+from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import Surrogate
 from diffusion.tiny_autoencoder import make_autoencoder
@@ -201,10 +202,10 @@ def test_an_edit_goes_from_the_code_as_it_is_past_the_moved_one(
         return away + 0.5 * (1 + 1.5) * (model.network(noisy, t, end) - away)
 
     expected = model.to_images(model.decode_latents(apart.noisy, predict, steps=2, depth=0.3))
-    edited = decode_edit(model, apart, moved, LABELS[:2], shown, 0.5, config)
+    edited = decode_edit(model, apart, Wish(moved, LABELS[:2], shown), 0.5, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
     assert not torch.equal(edited, apart.roundtrip)
-    still = decode_edit(model, apart, moved, LABELS[:2], shown, 1e-6, settings())
+    still = decode_edit(model, apart, Wish(moved, LABELS[:2], shown), 1e-6, settings())
     assert (still.int() - apart.roundtrip.int()).abs().max() <= 1
 
 

@@ -16,6 +16,7 @@ from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.repair import batches
 from diffinf.repair.batches import REASONS, run_batches
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.editors import Wish
 from diffinf.repair.gate import Verdict
 from diffinf.run import write_json
 from diffusion.tiny_autoencoder import pictures
@@ -112,7 +113,7 @@ def test_the_gentlest_edit_that_passes_is_kept_else_the_last_attempt(
     torch.testing.assert_close(found["influence"], kept + 200)
     parts = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
     for sample, strength in enumerate(found["strength"].tolist()):
-        decoded = decode_edit(autoencoder, parts, moved, LABELS, SHOWN, strength, CONFIG)
+        decoded = decode_edit(autoencoder, parts, Wish(moved, LABELS, SHOWN), strength, CONFIG)
         expected = keep_unchanged(IMAGES, parts.roundtrip, decoded, CONFIG)[sample]
         assert (found["edited"][sample].int() - expected.int()).abs().max() <= 2, sample
         assert not torch.equal(found["edited"][sample], IMAGES[sample])

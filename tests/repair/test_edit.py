@@ -12,13 +12,13 @@ from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode
 from diffinf.repair.edit import (
-    Inverted,
     decode_edit,
     guided,
     keep_unchanged,
     negative_guidance,
     take_apart,
 )
+from diffinf.repair.editors import Inverted, Wish
 from diffusion.tiny_autoencoder import pictures
 
 IMAGES = pictures(3, 11)
@@ -81,7 +81,7 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
     def away(strength: float) -> int:
-        edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, settings())
+        edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, settings())
         return int((edited.int() - apart.roundtrip.int()).abs().max())
 
     assert away(1e-6) <= 1  # one grey level of rounding
@@ -94,7 +94,7 @@ def test_above_full_strength_the_guide_alone_pulls_harder(
 ) -> None:
     def edited(strength: float, guide_scale: float) -> Tensor:
         config = settings(guide_scale=guide_scale)
-        return decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config).int()
+        return decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config).int()
 
     assert torch.equal(edited(2.0, 0.0), edited(1.0, 0.0))
     assert torch.equal(edited(2.0, 0.1), edited(1.0, 0.2))
@@ -117,7 +117,7 @@ def test_the_edit_is_guided_away_from_what_the_image_shows(
         return away + pull * (autoencoder.denoiser(noisy, t, positive) - away)
 
     expected = autoencoder.to_images(decode(autoencoder.scheduler, apart.noisy, predict, steps=3, depth=0.5))
-    edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config)
+    edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
 
 
@@ -128,7 +128,11 @@ def test_where_the_image_shows_its_label_nothing_is_edited(
     shown = torch.eye(2)[ASSIGNED]
     apart = take_apart(autoencoder, IMAGES, shown, settings())
     edited = decode_edit(
-        autoencoder, apart, apart.code, ASSIGNED, shown, strength, settings(guidance=5.0, guide_scale=0.0)
+        autoencoder,
+        apart,
+        Wish(apart.code, ASSIGNED, shown),
+        strength,
+        settings(guidance=5.0, guide_scale=0.0),
     )
     assert (edited.int() - apart.roundtrip.int()).abs().max() <= 1
 
@@ -136,9 +140,9 @@ def test_where_the_image_shows_its_label_nothing_is_edited(
 def test_samples_of_a_batch_do_not_touch_each_other(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
-    together = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, 1.0, settings())
+    together = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), 1.0, settings())
     one = Inverted(apart.code[1:2], apart.noisy[1:2], apart.roundtrip[1:2])
-    alone = decode_edit(autoencoder, one, moved[1:2], ASSIGNED[1:2], SHOWN[1:2], 1.0, settings())
+    alone = decode_edit(autoencoder, one, Wish(moved[1:2], ASSIGNED[1:2], SHOWN[1:2]), 1.0, settings())
     assert (together[1:2].int() - alone.int()).abs().max() <= 1
 
 
@@ -219,7 +223,7 @@ def test_the_guide_is_heard_until_it_is_to_be_silent(
     for until, times in ((0.0, 4), (0.5, 2), (0.6, 2), (1.0, 0)):
         heard.clear()
         config = settings(diffusion_steps=4, guide_until=until, guide_scale=0.3)
-        decode_edit(autoencoder, apart, apart.code, ASSIGNED, SHOWN, 0.5, config)
+        decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 0.5, config)
         assert heard == [0.15] * times
 
 

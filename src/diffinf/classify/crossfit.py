@@ -118,6 +118,7 @@ def cross_fit(
     workers: int | None = None,
     extra_images: Tensor | None = None,
     weights: Tensor | None = None,
+    targets: Tensor | None = None,
     identities: NDArray[Any] | None = None,
     progress: bool = True,
 ) -> CrossFit:
@@ -141,6 +142,7 @@ def cross_fit(
         extra_images: uint8 (N, C, H, W), a second view of the same samples (such as unedited round trips),
             trained on beside the images of the same folds.
         weights: (N,) weights of the samples' losses.
+        targets: shares of the classes (N, K) to learn in the place of the labels.
         identities: (N,) persons, kept together in a fold.
         progress: show a progress bar.
 
@@ -158,6 +160,7 @@ def cross_fit(
     for k in range(folds):
         kept = torch.from_numpy(np.flatnonzero(fold != k))
         fold_weights = None if weights is None else weights[kept].repeat(views)
+        fold_targets = None if targets is None else targets[kept].repeat(views, 1)
         rows = torch.cat([kept + view * len(images) for view in range(views)])
         key = training_key(
             pool,
@@ -166,6 +169,7 @@ def cross_fit(
             config=settings,
             seed=seed + k,
             weights=fold_weights,
+            targets=fold_targets,
             rows=rows,
             record=False,
         )
@@ -181,7 +185,8 @@ def cross_fit(
             }
             jobs.append({**job, "spec": asdict(spec), "config": settings.model_dump(mode="json")})
     if jobs:
-        write_material(material, images=pool, labels=labels, fold=torch.from_numpy(fold), weights=weights)
+        arrays = {"images": pool, "labels": labels, "fold": torch.from_numpy(fold)}
+        write_material(material, **arrays, weights=weights, targets=targets)
         run_jobs(
             f"{__name__}:fold_job",
             jobs,
@@ -244,6 +249,7 @@ def fold_job(job: Job, report: Report) -> dict[str, Any]:
     kept, left_out = torch.nonzero(fold != k)[:, 0], torch.nonzero(fold == k)[:, 0]
     views = len(images) // len(fold)
     weights = material["weights"][kept].repeat(views) if "weights" in material else None
+    targets = material["targets"][kept].repeat(views, 1) if "targets" in material else None
     work = directory / ".work" / f"fold-{k}"
     model = train_classifier(
         images,
@@ -253,6 +259,7 @@ def fold_job(job: Job, report: Report) -> dict[str, Any]:
         seed=job["seed"],
         device=job["device"],
         weights=weights,
+        targets=targets,
         rows=torch.cat([kept + view * len(fold) for view in range(views)]),
         directory=work,
         record=False,

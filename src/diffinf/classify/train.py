@@ -54,6 +54,7 @@ def train_classifier(
     seed: int,
     device: torch.device | str = "cpu",
     weights: Tensor | None = None,
+    targets: Tensor | None = None,
     rows: Tensor | None = None,
     directory: Path | None = None,
     record: bool = True,
@@ -74,6 +75,7 @@ def train_classifier(
         seed: of initialisation, order, augmentation and dropout.
         device: where to train.
         weights: (N,) weights of the samples' losses, at least 0; they are scaled to mean 1.
+        targets: shares of the classes (N, K), rows summing to 1, to learn in the place of the labels.
         rows: int64 (N,) rows of `images`, repeated or left out as you like; None takes each once, so N = M.
         directory: where model, checkpoints, dynamics and the state to resume from go; None keeps all in
             memory.
@@ -90,7 +92,7 @@ def train_classifier(
         UserError: only one class is present, or `config.checkpoint` or `spec` does not fit.
         ValueError: shapes do not fit, or weights are negative or all zero.
     """
-    material = _Material.checked(images, labels, weights, rows, spec)
+    material = _Material.checked(images, labels, weights, rows, spec, targets)
     if directory is None:
         if config.checkpoint is not None:
             return load_user_classifier(config.checkpoint, spec, device)
@@ -192,6 +194,7 @@ def training_key(
     config: ClassifierConfig,
     seed: int,
     weights: Tensor | None = None,
+    targets: Tensor | None = None,
     rows: Tensor | None = None,
     record: bool = True,
 ) -> str:
@@ -200,7 +203,7 @@ def training_key(
     Raises:
         UserError, ValueError: as `train_classifier`, whose arguments these are.
     """
-    return _Material.checked(images, labels, weights, rows, spec).key(spec, config, seed, record)
+    return _Material.checked(images, labels, weights, rows, spec, targets).key(spec, config, seed, record)
 
 
 def image_digest(images: Tensor, rows: Tensor) -> str:
@@ -213,12 +216,13 @@ def image_digest(images: Tensor, rows: Tensor) -> str:
 
 @dataclass(frozen=True)
 class _Material:
-    """What is trained on; labels[i] and weights[i] belong to images[rows[i]]."""
+    """What is trained on; labels[i], weights[i] and targets[i] belong to images[rows[i]]."""
 
     images: Tensor
     labels: Tensor
     weights: Tensor | None
     rows: Tensor
+    targets: Tensor | None = None
 
     @classmethod
     def checked(
@@ -228,6 +232,7 @@ class _Material:
         weights: Tensor | None,
         rows: Tensor | None,
         spec: ClassifierSpec,
+        targets: Tensor | None = None,
     ) -> _Material:
         rows = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
         expected = (spec.in_channels, spec.image_size, spec.image_size)
@@ -249,14 +254,20 @@ class _Material:
             if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or weights.sum() <= 0:
                 raise ValueError("weights must be finite, at least 0, and not all 0")
             weights = (weights.double() / weights.double().mean()).float()
-        return cls(images, labels.to(torch.int64), weights, rows)
+        if targets is not None:
+            shape = (len(rows), spec.num_classes)
+            if tuple(targets.shape) != shape or not bool(torch.isfinite(targets).all()) or targets.min() < 0:
+                raise ValueError(f"targets must be finite shares of the classes {shape}, at least 0")
+            targets = targets.float()
+        return cls(images, labels.to(torch.int64), weights, rows, targets)
 
     def key(self, spec: ClassifierSpec, config: ClassifierConfig, seed: int, record: bool) -> str:
         settings = config.model_dump(mode="json", exclude={"folds"})
         weights = [] if self.weights is None else self.weights.tolist()
+        targets = [] if self.targets is None else [self.targets.tolist()]
         digest = image_digest(self.images, self.rows)
         return stage_key(
-            "classifier", 1, asdict(spec), settings, seed, record, digest, self.labels.tolist(), weights
+            "classifier", 1, asdict(spec), settings, seed, record, digest, self.labels.tolist(), weights, *targets
         )
 
 
@@ -363,12 +374,13 @@ class _Training:
         x = to_input(self.material.images[self.material.rows[chosen]], self.device)
         if self.config.augment:
             x = augment(x, step_generator(self.seed, "augment", index))
-        labels = self.material.labels[chosen].to(self.device)
+        known = self.material.labels if self.material.targets is None else self.material.targets
+        target = known[chosen].to(self.device)
         self.model.train()
         with seeded(step_generator(self.seed, "dropout", index).initial_seed(), self.device):
             logits = self.model(x)
         losses = F.cross_entropy(
-            logits, labels, reduction="none", label_smoothing=self.config.label_smoothing
+            logits, target, reduction="none", label_smoothing=self.config.label_smoothing
         )
         if self.material.weights is not None:
             losses = losses * self.material.weights[chosen].to(self.device)

@@ -4,6 +4,7 @@ from diffinf.influence.flag import FlagResult, Mixture, flag
 from diffinf.influence.ghost import FallbackWarning, GradientNorms, squared_gradient_norms
 from diffinf.influence.noise import (
     class_noise_rates,
+    class_shares,
     confident_joint,
     error_log_odds,
     expected_precision,
@@ -21,6 +22,7 @@ __all__ = [
     "GradientNorms",
     "Mixture",
     "class_noise_rates",
+    "class_shares",
     "confident_joint",
     "error_log_odds",
     "expected_precision",

@@ -104,6 +104,19 @@ def refined_joint(
     return sums / len(y)
 
 
+def class_shares(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
+    """How much of each class the samples show, (N, K), rows summing to 1: what to learn in the place of the labels.
+
+    The posterior of the true class given image and label, under the refined joint of the same probabilities.
+
+    Args:
+        labels: (N,) given class indices.
+        probabilities: (N, K), out-of-fold; rows sum to 1.
+    """
+    joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
+    return label_posterior(labels, probabilities, joint)
+
+
 def label_trust(labels: ArrayLike, probabilities: ArrayLike, joint: Floats) -> Floats:
     """P(the given label is right), (N,), 0 to 1: `label_posterior` at the label.
 

@@ -18,7 +18,8 @@ from diffinf.classify.model import load_classifier
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
-from diffinf.repair.edit import Inverted, decode_edit, keep_unchanged, take_apart
+from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import PASSED, Gate
 from diffinf.run import load_tensors, read_json, save_tensors
 from diffinf.training.loop import worker_count
@@ -151,9 +152,7 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
         decoded = decode_edit(
             model,
             Inverted(parts.code[at], parts.noisy[at], parts.roundtrip[at]),
-            material["code"][at],
-            material["labels"][at],
-            material["shown"][at],
+            Wish(material["code"][at], material["labels"][at], material["shown"][at]),
             strength,
             config,
         )

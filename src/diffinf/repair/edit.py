@@ -1,14 +1,12 @@
-"""The edit: decoding with a positive context (the assigned label, the moved code) against a negative one.
+"""The edit: taking images apart, decoding them as an editor plans it, and keeping what was not edited.
 
-The negative context is what the image appears to show: the label that the cross-fitted classifiers read. Away from it
-and towards the assigned label, v = (1 + w)·v(c+) - w·v(c-): the rule of NegFaceDiff (arXiv 2508.09661), put to work
-on repair. While there is still noise, a guide that reads through noise draws the label's features into the predicted
-clean image; then the denoiser alone makes a face of it.
+The editors are in `diffinf.repair.editors`. By default the decode is drawn to the assigned label and away from what the
+image appears to show, v = (1 + w)·v(c+) - w·v(c-) (the rule of NegFaceDiff, arXiv 2508.09661), and, while there is
+still noise, a guide that reads through noise draws the label's features into the predicted clean image; then the
+denoiser alone makes a face of it.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,22 +15,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder
+from diffinf.repair.editors import EDITORS, Inverted, Wish
 from diffinf.training.loop import step_generator
-
-
-@dataclass(frozen=True)
-class Inverted:
-    """A batch of images taken apart.
-
-    Attributes:
-        code: normalised semantic codes (B, D).
-        noisy: latents (B, L, h, w) carried up to the depth of the settings.
-        roundtrip: uint8 images (B, C, H, W), decoded without an edit.
-    """
-
-    code: Tensor
-    noisy: Tensor
-    roundtrip: Tensor
 
 
 @torch.no_grad()
@@ -69,9 +53,7 @@ def negative_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tenso
 def decode_edit(
     model: Autoencoder,
     parts: Inverted,
-    code: Tensor,
-    labels: Tensor,
-    shown: Tensor,
+    wish: Wish,
     strength: float,
     config: RepairConfig,
 ) -> Tensor:
@@ -80,32 +62,28 @@ def decode_edit(
     Args:
         model: the autoencoder.
         parts: the images taken apart.
-        code: edited normalised codes (B, D), at full strength.
-        labels: assigned labels (B,).
-        shown: what the images appear to show, (B, K).
-        strength: how hard the guide pulls; up to 1 also how far the code goes and the contexts are apart.
+        wish: what they should show, and the moved codes.
+        strength: how far the editor of the settings goes; 1 is the whole way, beyond it the guide alone pulls harder.
         config: settings.
     """
-    share = min(strength, 1.0)
-    moved = parts.code + share * (code - parts.code)
-    assigned = F.one_hot(labels, shown.shape[1]).float()
-    away = moved if model.reads_labels else parts.code
-    contexts = torch.cat([model.context(moved, assigned), model.context(away, shown)])
-    scale = share * (1 + config.guidance) - 1  # at strength 0 the negative context alone is left
+    plan = EDITORS[config.editor](model, parts, wish, strength, config)
+    contexts = torch.cat([plan.positive, plan.negative])
+    steps = config.diffusion_steps
+    remaining = iter(range(steps, 0, -1))  # the denoiser is asked once a step
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        if next(remaining) <= config.guidance_until * steps or plan.scale == 0:
+            return model.predict(noisy, t, plan.positive)
         positive, negative = model.predict(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
-        return negative_guidance(positive, negative, scale)
+        return negative_guidance(positive, negative, plan.scale)
 
-    def correct(clean: Tensor, remaining: float) -> Tensor:
+    def correct(clean: Tensor, left: float) -> Tensor:
         # Once the guide is silent, the denoiser turns what it drew into a face again.
-        if remaining <= config.guide_until:
+        if not plan.guide or left <= config.guide_until:
             return clean
-        return guided(model, clean, labels, strength * config.guide_scale, config)
+        return guided(model, clean, wish.labels, plan.guide, config)
 
-    latents = model.decode_latents(
-        parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth, correct=correct
-    )
+    latents = model.decode_latents(plan.noisy, predict, steps=steps, depth=config.depth, correct=correct)
     return model.to_images(latents)
 
 
