@@ -14,6 +14,7 @@ from diffinf.errors import UserError
 
 Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
 PresetName = Literal["cpu", "gpu", "tiny"]
+Identity = Literal["auto", "persons", "dlib", "none"]
 DataFormat = Literal[
     "auto",
     "celeba",
@@ -183,8 +184,19 @@ class RepairConfig(StageConfig):
     code_steps: int = Field(60, ge=0, description="optimisation steps of an edited code")
     code_learning_rate: float = Field(0.1, gt=0, description="Adam's step on normalised codes")
     influence_weight: float = Field(0.3, ge=0, description="weight of the surrogate's term")
+    identity: Identity = Field(
+        "auto",
+        description="who judges whether it is still the same person: persons (an embedder trained on the persons that "
+        "the dataset names), dlib (a face recogniser, extra face) or none; auto: persons where enough are named, "
+        "else none",
+    )
     identity_weight: float = Field(
-        4.0, ge=0, description="weight of the identity head's term, where it was trained"
+        4.0, ge=0, description="weight of the identity head's term, where there is such a head"
+    )
+    distill_images: int = Field(
+        1000,
+        ge=100,
+        description="training images that dlib describes, to calibrate on and to train the identity head on the code",
     )
     proximity_weight: float = Field(
         0.2, ge=0, description="weight of the squared distance to the code as it was"
@@ -223,7 +235,11 @@ class RepairConfig(StageConfig):
         0.05, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
     identity_quantile: float = Field(
-        0.99, gt=0, lt=1, description="identity threshold: this quantile of pairs of different persons"
+        0.99,
+        gt=0,
+        lt=1,
+        description="identity threshold: this quantile of pairs of different persons, or of different images where "
+        "nobody names persons",
     )
     roundtrip_limit: float = Field(
         0.15, gt=0, description="largest mean absolute round-trip error in [-1, 1]"

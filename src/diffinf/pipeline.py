@@ -41,6 +41,7 @@ from diffinf.run import (
     write_table,
 )
 from diffinf.stages.comparing import compare_run
+from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
 from diffinf.stages.repairing import repair_run
 from diffinf.stages.scoring import score_run
@@ -80,6 +81,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
+        identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
         _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
-from diffinf.classify.model import create_classifier, save_classifier, to_input
+from diffinf.classify.model import to_input
 from diffinf.data.writers import write_refined
 from diffinf.diffusion.interface import load_autoencoder
-from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
 from diffinf.repair.batches import REASONS, forget_models, run_batches
@@ -26,11 +25,10 @@ from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
 from diffinf.run import make_directory, read_table, save_tensors, write_json, write_table
+from diffinf.stages.identifying import IdentityJudge, judge_identity
 from diffinf.stages.workspace import Workspace
 
 UNRELIABLE = "class_unreliable"
-IDENTITY_SIZE = 64
-LEAST_PERSONS = 4  # two to train on, two to calibrate on
 
 
 class Repair:
@@ -52,7 +50,7 @@ class Repair:
         others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
         self.negative = others.argmax(1)
 
-    def moved_codes(self) -> Tensor:
+    def moved_codes(self, identity: IdentityJudge) -> Tensor:
         """Train the surrogate and move the flagged samples' codes; return the normalised codes (M, D)."""
         with torch.no_grad():
             codes = torch.cat(
@@ -72,6 +70,10 @@ class Repair:
         )
         save_tensors(self.run.surrogate / "surrogate.safetensors", surrogate.state_dict())
         write_json(self.run.surrogate / "metrics.json", asdict(metrics))
+        distilled = identity.distilled_head(codes, self.workspace.seed)
+        if distilled is not None:
+            save_tensors(self.run.surrogate / "identity_head.safetensors", distilled[0].state_dict())
+            write_json(self.run.surrogate / "identity_head.json", asdict(distilled[1]))
         prior = CodePrior.fit(codes, self.labels, self.trust, classes)
         with torch.enable_grad():
             moved, terms = optimise_codes(
@@ -81,7 +83,8 @@ class Repair:
                 codes[self.rows],
                 self.labels[self.rows],
                 self.config,
-                identity_known=self.workspace.identities is not None,
+                identity_known=identity.own_head or distilled is not None,
+                identity_head=None if distilled is None else distilled[0],
             )
         write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
         return moved
@@ -106,32 +109,6 @@ class Repair:
             weights=self.trust,
             identities=self.workspace.identities,
         )
-
-    def identity_threshold(self) -> dict[str, Any] | None:
-        """Train and calibrate the identity embedder; None where the dataset does not name enough persons."""
-        if self.workspace.identities is None:
-            return None
-        persons = np.unique(self.workspace.identities, return_inverse=True)[1]
-        if persons.max() + 1 < LEAST_PERSONS:
-            return None
-        held_out, numbered = hold_out_persons(persons, 0.2, self.workspace.seed)
-        spec = replace(self.workspace.spec, num_classes=IDENTITY_SIZE, class_names=())
-        settings = self.workspace.config.classifier
-        embedder = train_identity(
-            create_classifier(spec, self.workspace.seed + 2),
-            self.images[~held_out],
-            torch.from_numpy(numbered),
-            to_input=to_input,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=self.workspace.seed + 2,
-            device=self.device,
-            checkpoint=self.scratch / "identity.checkpoint",
-        )
-        save_classifier(self.scratch / "identity", embedder, spec)
-        vectors = embed(embedder, self.images[held_out], to_input=to_input, device=self.device)
-        return asdict(calibrate(vectors, persons[held_out], self.config.identity_quantile))
 
     def influence(self) -> Tensor:
         """Return the self-influence (N,) of every training sample under the scorer that never saw it."""
@@ -169,7 +146,8 @@ def repair_run(workspace: Workspace) -> None:
     workers = workspace.config.compare.workers
     common: dict[str, Any] = {"config": repair.config, "device": repair.device, "workers": workers}
     settings = {"autoencoder": str(run.autoencoder)}
-    moved = repair.moved_codes()
+    identity = judge_identity(workspace, repair.scratch)
+    moved = repair.moved_codes(identity)
     material = {
         "images": repair.images[rows],
         "labels": repair.labels[rows],
@@ -182,7 +160,6 @@ def repair_run(workspace: Workspace) -> None:
         "take_apart_job", repair.scratch, len(rows), description="invert", settings=settings, **common
     )
     judge = repair.judge(apart["roundtrip"])
-    identity = repair.identity_threshold()
     influence = repair.influence()
     limits = influence_limits(
         influence,
@@ -198,8 +175,8 @@ def repair_run(workspace: Workspace) -> None:
         "influence_limits": [
             x if math.isfinite(x) else None for x in limits.tolist()
         ],  # JSON has no infinity
-        "identity_threshold": None if identity is None else identity["threshold"],
-        "identity": identity,
+        "identity_threshold": identity.threshold,
+        "identity": identity.figures,
     }
     write_json(repair.scratch / "gate.json", gate)
     write_material(repair.scratch / "material", judge_fold=judge.fold[rows])
@@ -228,6 +205,7 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         empty = repair.images[:0]
         found = {name: torch.empty(0) for name in ("reason", "strength", "judge", "identity", "influence")}
         found |= {name: torch.empty(0) for name in ("error", "judge_before", "influence_before")}
+        found |= {"code_similarity": torch.empty(0)}
         found |= {"edited": empty, "roundtrip": empty}
     blocked = repair.unreliable()[repair.labels[rows]]
     reasons = [
@@ -255,6 +233,7 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         "influence_before": pa.array(found["influence_before"].tolist(), pa.float64()),
         "influence_after": pa.array(found["influence"].tolist(), pa.float64()),
         "identity_similarity": pa.array(identity, pa.float64()),
+        "code_similarity": pa.array(found["code_similarity"].tolist(), pa.float64()),
         "roundtrip_error": pa.array(found["error"].tolist(), pa.float64()),
         "path": pa.array([paths[str(id_)] for id_ in ids], pa.string()),
         "source_sha256": pa.array(
