@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffinf.classify.model import create_classifier, to_input
 from diffinf.config import RepairConfig
+from diffinf.features.codes import CodeEmbedder
 from diffinf.features.persons import PersonEmbedder
 from diffinf.repair.gate import PASSED, Gate, Verdict, by_fold, influence_limits
 
@@ -101,6 +102,49 @@ def test_without_an_embedder_identity_is_not_judged_and_passes() -> None:
     verdict = check(make_gate(embedder=None, identity_threshold=2.0), BRIGHT, label=1, original=DARK)
     assert verdict.identity.isnan().all()
     assert verdict.reasons == [PASSED]
+
+
+class SightedCorners:
+    """Sees a face in whatever is not all dark; it compares corners."""
+
+    name, judges_identity = "sighted", True
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = (images != 0).flatten(1).any(1)
+        return CORNERS.embed(images)[0] * found[:, None], found
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "reason"),
+    [
+        (BRIGHT, BRIGHT, PASSED),
+        (DARK, BRIGHT, PASSED),  # no face to begin with: nothing can be said
+        (BRIGHT, DARK, "identity"),  # there was a face
+        (DARK, DARK, PASSED),
+    ],
+)
+def test_a_face_that_is_gone_is_refused_and_one_never_found_is_not_judged(
+    original: Tensor, edited: Tensor, reason: str
+) -> None:
+    gate = make_gate(embedder=SightedCorners(), identity_threshold=0.5)
+    label = int(edited.any())  # the judge agrees
+    verdict = check(gate, edited, label, original=original)
+    assert verdict.reasons == [reason]
+    assert verdict.identity.isnan().item() == (not (original.any() and edited.any()))
+
+
+def test_each_row_is_compared_with_its_own_original() -> None:
+    gate = make_gate(embedder=SightedCorners(), identity_threshold=0.5)
+    zero, labels = torch.zeros(3, dtype=torch.long), torch.tensor([1, 0, 1])
+    originals, edited = torch.stack([DARK, BRIGHT, BRIGHT]), torch.stack([BRIGHT, DARK, BRIGHT])
+    verdict = gate.check(originals, edited, labels, zero, zero, torch.zeros(3))
+    assert verdict.reasons == [PASSED, "identity", PASSED]
+
+
+def test_similarity_that_is_not_of_persons_cannot_judge_identity() -> None:
+    codes = CodeEmbedder(lambda images: images.flatten(1).float())
+    with pytest.raises(ValueError, match="code similarity does not judge identity"):
+        make_gate(embedder=codes)
 
 
 @pytest.mark.parametrize(("error", "reason"), [(0.25, PASSED), (0.26, "roundtrip")])
