@@ -31,6 +31,7 @@ class Card:
     Attributes:
         judge: P(assigned label) by the judge before and after, None where not judged.
         identity: similarity to the original in words; never a number when it was not judged.
+        code_similarity: cosine of the semantic codes before and after, None where it was not taken.
         truth: the true label where it is known; ``wrong`` whether the assigned one differs from it.
     """
 
@@ -43,6 +44,7 @@ class Card:
     strength: float | None
     judge: tuple[float | None, float | None]
     identity: str
+    code_similarity: float | None
     before: str | None
     after: str | None
     difference: str | None
@@ -186,6 +188,7 @@ def _card(files: RunFiles, row: int, scores: dict[str, float]) -> Card:
         strength=edit.get("strength"),
         judge=(edit.get("judge_before"), edit.get("judge_after")),
         identity="identity not judged" if similarity is None else f"identity {number(similarity)}",
+        code_similarity=edit.get("code_similarity"),
         before=_picture(files, "original", row),
         after=after,
         difference=difference,
