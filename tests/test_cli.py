@@ -183,6 +183,20 @@ def test_estimate_and_json(capsys: pytest.CaptureFixture[str], folders: Path, tm
     assert not (tmp_path / "run").exists(), "an estimate starts nothing"
 
 
+def test_a_judge_of_identity_that_is_not_there_is_missed_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    options = ("--preset", "tiny", "--out", tmp_path / "run")
+    said = refused(capsys, "run", faces, *options, "--set", "repair.identity=persons")
+    assert "0 persons" in said and "--identity" in said
+    monkeypatch.setattr("diffinf.features.dlib_faces.find_spec", lambda _: None)
+    for command in (("run",), ("run", "--estimate")):
+        said = refused(capsys, *command, faces, *options, "--set", "repair.identity=dlib")
+        assert 'pip install "diffinf[face]"' in said
+    assert not (tmp_path / "run" / "classifier").exists()
+
+
 def test_an_estimate_times_the_imported_autoencoder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

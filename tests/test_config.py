@@ -47,6 +47,8 @@ def test_presets_are_valid(name: str) -> None:
         ("classifier.steps=[", "not YAML"),
         ("classifier=3", "classifier"),
         ("compare.arms=[magic]", "compare.arms"),
+        ("repair.identity=face", "repair.identity"),
+        ("repair.distill_images=5", "repair.distill_images"),
     ],
 )
 def test_bad_override_names_the_field(override: str, message: str) -> None:

@@ -22,7 +22,9 @@ from diffinf.classify.train import train_classifier
 from diffinf.config import RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
+from diffinf.features.dlib_faces import SECONDS
 from diffinf.influence.ghost import squared_gradient_norms
+from diffinf.stages.identifying import identity_provider
 from diffinf.stages.workspace import resolve_device
 from diffinf.training.loop import worker_count
 
@@ -136,8 +138,15 @@ class _Timing:
         ]
         if self.imported is not None:
             rows.append(self._codes())
-        if self.dataset.identities is not None:
+        persons = self.dataset.identities
+        named = None if persons is None else persons[self.dataset.rows("train")]
+        provider = identity_provider(config.identity, named)
+        if provider == "persons":
             rows.append((f"identity embedder, {steps} steps", steps * step))
+        elif provider == "dlib":
+            taught = min(config.distill_images, self.n) / worker_count(self.config.compare.workers)
+            compared = flagged * (1 + decodes) / self.workers
+            rows.append(("faces described by dlib", SECONDS * (taught + compared)))
         return rows
 
     def compare(self) -> Rows:

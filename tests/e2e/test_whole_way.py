@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,41 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = diffinf("run", faces, "--out", path, *OPTIONS, "--json")
     assert json.loads(done.stdout)["run"] == str(path), "JSON alone on stdout"
     return Run.open(path)
+
+
+def test_persons_judge_identity(whole: Run) -> None:
+    gate = json.loads((whole.repair / "gate.json").read_text())
+    assert (
+        gate["identity"]["judge"] == "persons" and gate["identity"]["threshold"] == gate["identity_threshold"]
+    )
+    assert (
+        gate["identity"]["calibrated_on"] == "pairs of different persons" and gate["identity"]["failed"] == 0
+    )
+    edits = read_table(whole.edits)
+    assert not edits["identity_similarity"].null_count and not edits["code_similarity"].null_count
+    assert not (whole.surrogate / "identity_head.json").exists()
+
+
+@pytest.mark.skipif(
+    find_spec("dlib") is None or find_spec("face_recognition_models") is None,
+    reason='the extra is not installed: pip install "diffinf[face]"',
+)
+def test_dlib_judges_identity_where_nobody_names_persons(faces: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    options = ("--identity", "", "--set", "repair.identity=dlib", "--set", "repair.distill_images=100")
+    diffinf("repair", faces, "--out", path, *OPTIONS, *options)
+    run = Run.open(path)
+    gate = json.loads((run.repair / "gate.json").read_text())
+    assert gate["identity"]["judge"] == "dlib" and 0.5 < gate["identity_threshold"] < 1
+    assert gate["identity"]["calibrated_on"] == "pairs of different images"
+    quality = json.loads((run.surrogate / "identity_head.json").read_text())
+    seen = round((1 - gate["identity"]["failed"]) * 100)
+    assert quality["trained"] + quality["held_out"] == seen and 0 <= quality["auroc"] <= 1
+    similar = [
+        value for value in read_table(run.edits)["identity_similarity"].to_pylist() if value is not None
+    ]
+    assert similar and max(similar) <= 1 + 1e-5
+    assert "dlib's face recogniser" in html.unescape(run.report.read_text())
 
 
 def test_summary_and_tables_agree(whole: Run) -> None:
