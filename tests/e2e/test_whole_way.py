@@ -69,7 +69,8 @@ def test_persons_judge_identity(whole: Run) -> None:
 def test_dlib_judges_identity_where_nobody_names_persons(faces: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     options = ("--identity", "", "--set", "repair.identity=dlib", "--set", "repair.distill_images=100")
-    diffinf("repair", faces, "--out", path, *OPTIONS, *options)
+    diffinf("train", faces, "--out", path, *OPTIONS, *options)
+    diffinf("repair", path)
     run = Run.open(path)
     gate = json.loads((run.repair / "gate.json").read_text())
     assert gate["identity"]["judge"] == "dlib" and 0.5 < gate["identity_threshold"] < 1
