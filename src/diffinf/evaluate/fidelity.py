@@ -102,7 +102,7 @@ class FeatureMoments:
         self.n = 0
         self.name = name
         self.mean: Floats = np.zeros(dimensions)
-        self._scatter: Floats = np.zeros((dimensions, dimensions))
+        self.scatter: Floats = np.zeros((dimensions, dimensions))
 
     @classmethod
     def of(cls, features: ArrayLike, name: str = "features") -> Self:
@@ -127,7 +127,7 @@ class FeatureMoments:
         if len(other.mean) != len(self.mean):
             raise ValueError(f"{self.name}: cannot merge {len(other.mean)} with {len(self.mean)} features")
         if other.n:
-            self._add(other.n, other.mean, other._scatter)
+            self._add(other.n, other.mean, other.scatter)
         return self
 
     @property
@@ -139,12 +139,12 @@ class FeatureMoments:
         """
         if self.n < 2:
             raise ValueError(f"{self.name}: a covariance needs at least 2 samples, got {self.n}")
-        return self._scatter / (self.n - 1)
+        return self.scatter / (self.n - 1)
 
     def _add(self, n: int, mean: Floats, scatter: Floats) -> None:
         total = self.n + n
         step = mean - self.mean
-        self._scatter = self._scatter + scatter + np.outer(step, step) * (self.n * n / total)
+        self.scatter = self.scatter + scatter + np.outer(step, step) * (self.n * n / total)
         self.mean = self.mean + step * (n / total)
         self.n = total
 
