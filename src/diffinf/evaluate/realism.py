@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffinf.evaluate.intervals import Floats, Interval, Ints, percentile_interval
+from diffinf.evaluate.intervals import Floats, Interval, Ints, percentile_interval, ratio_interval
 from diffinf.evaluate.neighbours import Membership, checked_features, membership, squared_radii
 
 MEASURES = ("precision", "density", "coverage")
@@ -194,11 +194,8 @@ def _figures(pairs: list[tuple[Membership, Membership]], k: int, resamples: int,
 
 
 def _relative(values: Floats, draws: Floats) -> RelativeFigure:
-    ratio = None
-    if values[1] > 0 and (draws[:, 1] > 0).all():
-        ratio = percentile_interval(values[0] / values[1], draws[:, 0] / draws[:, 1])
     return RelativeFigure(
         edited=percentile_interval(values[0], draws[:, 0]),
         real=percentile_interval(values[1], draws[:, 1]),
-        ratio=ratio,
+        ratio=ratio_interval(values[0], values[1], draws[:, 0], draws[:, 1]),
     )
