@@ -220,6 +220,13 @@ def test_near_copies_of_a_duplicated_training_image():
     assert near_copies(train, train[:1], neighbours=5).ratios == (0.0,)
 
 
+def test_exact_copies_are_at_distance_zero():
+    """By |x|² + |y|² - 2xy they would be at a small one, or at the root of a negative one."""
+    train = 1e3 + 1e3 * np.random.default_rng(8).normal(size=(300, 257))
+    found = near_copies(train, train[:200])
+    assert found.n_copies == 200 and set(found.ratios) == {0.0}
+
+
 def test_near_copies_grow_with_the_threshold(sets):
     counts = [near_copies(*sets, threshold=t, neighbours=10).n_copies for t in (0.3, 0.6, 0.8, 1.0)]
     assert counts == sorted(counts) and counts[0] < counts[-1]

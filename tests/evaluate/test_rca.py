@@ -68,6 +68,8 @@ def test_collapse_on_one_class_is_chance():
         np.zeros(400, int), asked, *readings(0.9, seed=1), class_names=NAMES
     )
     assert "no more often than chance" in found.verdict
+    often = rca_from_confusions([[70, 0], [30, 0]], [[90, 10], [10, 90]], ["often", "rare"])
+    assert often.generated_accuracy.estimate == 0.7 and "no more often than chance" in often.verdict
     few = relative_classification_accuracy(*readings(0.8, 24), *readings(0.9, 24), class_names=NAMES)
     assert "Too few" in few.verdict
 

@@ -314,9 +314,8 @@ def _pair(real: ArrayLike, generated: ArrayLike) -> tuple[NDArray[Any], NDArray[
 
 def _root(covariance: Floats) -> Floats:
     values, vectors = np.linalg.eigh(covariance)
-    # Eigenvalues of a singular covariance come as rounding of either sign; their roots would not be small.
-    values[values < values[-1] * len(values) * np.finfo(np.float64).eps] = 0.0
-    root: Floats = (vectors * np.sqrt(values)) @ vectors.T
+    # Eigenvalues that are 0 come as rounding of either sign.
+    root: Floats = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
     return root
 
 

@@ -284,7 +284,7 @@ def _per_class(
     for k, name in enumerate(names):
         (right, real_right), (n, n_real) = hits[:, k].tolist(), totals[:, k].tolist()
         ratio = None
-        if n and n_real and real_right:
+        if n and real_right:
             generator = np.random.default_rng([seed, 0xC1A55, k])
             draws = [
                 generator.beta(part + 0.5, whole - part + 0.5, resamples)
