@@ -87,7 +87,8 @@ def test_bounds_and_invariances(genuine, impostor):
     assert separability(np.array(genuine) * 4 - 1, np.array(impostor) * 4 - 1).eer == found.eer
     assert separability(-np.array(impostor), -np.array(genuine)).fdr == pytest.approx(found.fdr)
     better = separability(np.array(genuine) + 0.125, impostor)
-    assert better.eer <= found.eer and better.fmr100 <= found.fmr100 and better.fmr1000 <= found.fmr1000
+    # (Not so the equal error rate: which of two thresholds it is taken at may change.)
+    assert better.fmr100 <= found.fmr100 and better.fmr1000 <= found.fmr1000
     assert sum(found.genuine_histogram) == len(genuine) and sum(found.impostor_histogram) == len(impostor)
     # The thresholds do what is said of them.
     for threshold, most, fnmr in (
