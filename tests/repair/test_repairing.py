@@ -1,8 +1,7 @@
-"""Pieces of the repair stage: pictures as PNG, and the identity threshold whatever persons there are."""
+"""Pieces of the repair stage: the identity threshold whatever persons there are."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,22 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from diffinf.classify.model import ClassifierSpec
 from diffinf.config import ClassifierConfig, RepairConfig
 from diffinf.run import read_json, write_json
-from diffinf.stages.repairing import IDENTITY_SIZE, Repair, png_bytes
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_a_picture_survives_png(channels: int, mode: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (channels, 7, 9), generator=generator, dtype=torch.uint8)
-    opened = Image.open(io.BytesIO(png_bytes(image)))
-    assert opened.format == "PNG" and opened.mode == mode and opened.size == (9, 7)
-    pixels = np.asarray(opened).reshape(7, 9, channels)
-    assert np.array_equal(pixels, image.permute(1, 2, 0).numpy())
+from diffinf.stages.repairing import IDENTITY_SIZE, Repair
 
 
 def identity_threshold(scratch: Path, persons: list[str] | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from diffinf.cli import datasets, detect, export, inspect, models, runs  # noqa: F401  (they add their commands)
+from diffinf.cli import datasets, detect, edits, export, inspect, models, runs  # noqa: F401  (they add their commands)
 from diffinf.cli.app import app
 from diffinf.errors import UserError
 

@@ -66,6 +66,7 @@ def context(files: RunFiles) -> dict[str, Any]:
         "gallery": faces.gallery(files),
         "refused": refused,
         "arms": figures.arms(files, differences),
+        "stale": bool(files.summary.get("arms_stale")),
         "groups": groups(files),
         "truth": figures.truth(files),
         "quarantine": figures.quarantine(files),
