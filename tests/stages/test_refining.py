@@ -14,6 +14,7 @@ from PIL import Image
 from data.miniatures import make_folders, make_huggingface
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
+from diffinf.data.export import refined_dataset
 from diffinf.run import read_table, write_text
 from diffinf.stages.refining import png_bytes, refine
 from diffinf.stages.summary import write_results, write_summary
@@ -112,3 +113,15 @@ def test_tables_and_card_name_what_made_the_edits(tmp_path: Path) -> None:
         assert made_by["policy"] == "edit-or-drop"
     card = (run.refined / "README.md").read_text(encoding="utf-8")
     assert "a" * 64 in card and "identity embedder" not in card
+
+
+def test_an_export_knows_relabelled_samples_by_their_new_place(tmp_path: Path) -> None:
+    source = make_folders(tmp_path / "source")
+    run, dataset, ids = make_run(source, tmp_path / "run", DataConfig(), "edit-or-relabel")
+    refine(run, dataset)
+    after, actions = refined_dataset(run)
+    assert actions is not None
+    found = {sample: actions[sample] for sample in after.ids.tolist()}
+    relabelled = {read for read, action in found.items() if action == "relabelled"}
+    paths = {row["id"]: row["path"] for row in read_table(run.edits).to_pylist()}
+    assert relabelled == {paths[ids[m]] for m in DOUBTED} and not relabelled & set(ids)
