@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_without_traceback_in_a_real_process(tmp_path: Pat
 
 def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such file or directory" in refused(capsys, "run", tmp_path / "none")
-    for stage in ("score", "train-autoencoder", "repair", "compare", "report"):
+    for stage in ("score", "train-autoencoder", "repair", "compare", "report", "restore"):
         assert "not a diffinf run" in refused(capsys, stage, tmp_path)
     assert "not a diffinf run" in refused(capsys, "predict", tmp_path, "x.png")
 
@@ -78,6 +78,7 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--bins", "13,0"], "data.bins"),
         (["--bins", "5"], "data.bins"),
         (["--link", "soft"], "data.link"),
+        (["--policy", "drop"], "repair.policy"),
         (["--split", "part"], "no column 'part' for --split"),
     ],
 )
@@ -212,7 +213,8 @@ def test_an_estimate_times_the_imported_autoencoder(
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     main_ok("--version")
     assert capsys.readouterr().out.strip() == f"diffinf {diffinf.__version__}"
-    for command in ("demo", "render", "run", "train", "score", "repair", "compare", "report", "predict"):
+    commands = ("demo", "render", "run", "train", "score", "repair", "compare", "report", "predict")
+    for command in (*commands, "restore", "edit"):
         main_ok(command, "--help")
         assert "Usage" in capsys.readouterr().out
 

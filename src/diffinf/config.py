@@ -15,6 +15,7 @@ from diffinf.errors import UserError
 Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
 PresetName = Literal["cpu", "gpu", "tiny"]
 Identity = Literal["auto", "persons", "dlib", "none"]
+Policy = Literal["edit", "edit-or-relabel", "edit-or-drop"]
 DataFormat = Literal[
     "auto",
     "celeba",
@@ -178,8 +179,13 @@ class AutoencoderConfig(StageConfig):
 
 
 class RepairConfig(StageConfig):
-    """Surrogate, edit and gate."""
+    """Surrogate, edit, gate, and what becomes of what the gate refuses."""
 
+    policy: Policy = Field(
+        "edit",
+        description="what becomes of a sample whose edit is refused, if its label is probably wrong: it is kept, "
+        "relabelled (edit-or-relabel) or dropped (edit-or-drop)",
+    )
     surrogate_steps: int = Field(600, ge=1, description="optimisation steps of the surrogate")
     code_steps: int = Field(60, ge=0, description="optimisation steps of an edited code")
     code_learning_rate: float = Field(0.1, gt=0, description="Adam's step on normalised codes")

@@ -31,7 +31,6 @@ from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
 from diffinf.influence.noise import confident_joint, label_posterior, refined_joint
 from diffinf.influence.self_influence import self_influence
-from diffinf.report import write_report
 from diffinf.run import (
     GROUP,
     Run,
@@ -43,15 +42,16 @@ from diffinf.run import (
 from diffinf.stages.comparing import compare_run
 from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
+from diffinf.stages.refining import REFINED, refine
 from diffinf.stages.repairing import repair_run
 from diffinf.stages.scoring import score_run
-from diffinf.stages.summary import write_summary
+from diffinf.stages.summary import write_results
 from diffinf.stages.team import Team
 from diffinf.stages.workspace import Workspace, default_preset
 
 # What the stages whose results rest on others' leave: stale once the others run again.
 MEASURED = ("detection.json", "detection.png")
-REPAIRED = ("edits.parquet", "repair", "surrogate", "refined", "refined.provenance.parquet")
+REPAIRED = ("repair", "surrogate")
 COMPARED = ("compare.parquet", "compare")
 
 
@@ -135,12 +135,6 @@ def default_directory(config: RunConfig) -> Path:
     data = config.data.model_dump(mode="json", exclude={"groups"})  # no stage reads them
     key = stage_key(config.dataset, data, config.seed)
     return Path("runs") / f"{Path(config.dataset).stem}-{key[:8]}"
-
-
-def write_results(run: Run) -> None:
-    """Write summary.json and report.html from the run's files."""
-    write_summary(run)
-    write_report(run.path)
 
 
 def train(workspace: Workspace) -> None:
@@ -258,6 +252,7 @@ def score(workspace: Workspace) -> None:
         for name in MEASURED:  # of `diffinf detect`, on other scores
             (run.path / name).unlink(missing_ok=True)
         run.discard("repair", REPAIRED)
+        run.discard("refine", REFINED)
         run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:
         key = stage_key("evaluate-scores", run.key("score"), truth.tolist())
@@ -334,12 +329,15 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
 
 
 def repair(workspace: Workspace) -> None:
-    """Edit the flagged samples, gate the edits, write edits.parquet, the pictures and the refined dataset."""
+    """Edit the flagged samples and gate the edits; then, by the policy, edits.parquet and the refined dataset."""
     run = workspace.run
-    key = stage_key("repair", run.key("score"), run.key("train-autoencoder"), workspace.config.repair)
+    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy"})
+    key = stage_key("repair", 2, run.key("score"), run.key("train-autoencoder"), settings)
+    if not run.is_done("repair", key):
+        run.discard("refine", REFINED)
     if run.stage("repair", key, lambda: repair_run(workspace), outputs=REPAIRED):
         run.discard("compare", COMPARED)
-        run.discard("evaluate-edits")
+    refine(run, workspace.dataset)
 
 
 def compare(workspace: Workspace) -> None:
@@ -347,10 +345,13 @@ def compare(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config
     settings = config.classifier.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
     compared = config.compare.model_dump(mode="json", exclude={"workers"})
-    key = stage_key("compare", run.key("repair"), settings, compared)
-    run.stage("compare", key, lambda: compare_run(workspace), outputs=COMPARED)
+    key = stage_key("compare", run.key("refine"), settings, compared)
+    if not run.compare.is_dir():
+        run.discard("compare")
+    # What is in compare/ stays: an arm whose material is the same need not be trained again.
+    run.stage("compare", key, lambda: compare_run(workspace), outputs=("compare.parquet",))
     if (truth := workspace.truth()) is not None:
-        key = stage_key("evaluate-edits", run.key("repair"), settings, truth.tolist())
+        key = stage_key("evaluate-edits", run.key("refine"), settings, truth.tolist())
         run.stage("evaluate-edits", key, lambda: evaluate_edits(workspace, truth))
 
 

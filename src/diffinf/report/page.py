@@ -68,6 +68,7 @@ def context(files: RunFiles) -> dict[str, Any]:
         "refused": refused,
         "identity": identity(files),
         "arms": figures.arms(files, differences),
+        "stale": bool(files.summary.get("arms_stale")),
         "groups": groups(files),
         "truth": figures.truth(files),
         "quarantine": figures.quarantine(files),

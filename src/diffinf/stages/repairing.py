@@ -1,8 +1,8 @@
-"""The repair stage: from flags and autoencoder to edits.parquet, pictures and the refined dataset."""
+"""The repair stage: from flags and autoencoder to edits and what the gate says of each."""
 
 from __future__ import annotations
 
-import io
+import json
 import math
 from dataclasses import asdict
 from typing import Any
@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
 from diffinf.classify.model import to_input
-from diffinf.data.writers import write_refined
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
@@ -24,7 +22,7 @@ from diffinf.repair.batches import REASONS, forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
-from diffinf.run import make_directory, read_table, save_tensors, write_json, write_table
+from diffinf.run import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.stages.identifying import IdentityJudge, judge_identity
 from diffinf.stages.workspace import Workspace
 
@@ -135,7 +133,7 @@ class Repair:
 
 
 def repair_run(workspace: Workspace) -> None:
-    """Write edits.parquet, repair/pictures.safetensors, surrogate/ and refined/."""
+    """Write repair/ (attempts, pictures, codes, hashes of the models) and surrogate/."""
     forget_models()
     repair = Repair(workspace)
     run, rows = repair.run, repair.rows
@@ -190,6 +188,8 @@ def repair_run(workspace: Workspace) -> None:
         "error": apart["error"],
         "judge_before": before.gather(1, repair.labels[rows][:, None])[:, 0],
         "influence_before": influence[rows],
+        "code_before": apart["code"],
+        "code_after": moved,
     }
     shown = {name: value for name, value in gate.items() if name not in ("judges", "scorers")}
     unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
@@ -198,7 +198,7 @@ def repair_run(workspace: Workspace) -> None:
 
 
 def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
-    """Write the tables, the pictures and the refined dataset; `found` is None when nothing was flagged."""
+    """Write what became of every flagged sample at the gate; `found` is None when nothing was flagged."""
     workspace, run, rows = repair.workspace, repair.run, repair.rows
     dataset = workspace.dataset
     if found is None:
@@ -207,25 +207,23 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         found |= {name: torch.empty(0) for name in ("error", "judge_before", "influence_before")}
         found |= {"code_similarity": torch.empty(0)}
         found |= {"edited": empty, "roundtrip": empty}
+        found |= {name: torch.empty(0, 0) for name in ("code_before", "code_after")}
     blocked = repair.unreliable()[repair.labels[rows]]
     reasons = [
         UNRELIABLE if stop else REASONS[int(code)]
         for stop, code in zip(blocked.tolist(), found["reason"].tolist(), strict=True)
     ]
-    accepted = [m for m, reason in enumerate(reasons) if not reason]
     ids = workspace.ids[rows.numpy()]
-    replacements = {str(ids[m]): png_bytes(found["edited"][m]) for m in accepted}
     names = np.array(dataset.class_names)
-    appears = names[repair.negative[rows].numpy()]
-    why = {str(ids[m]): reasons[m] or f"appeared {appears[m]}" for m in range(len(rows))}
-    paths = write_refined(dataset, replacements, [], {}, run.refined, replace=True, reasons=why)
     identity = [None if np.isnan(value) else value for value in found["identity"].tolist()]
+    likeliest = repair.crossfit.logits[rows].argmax(1)
     columns = {
         "id": pa.array(ids, pa.string()),
         "target": pa.array([""] * len(rows), pa.string()),
         "label": pa.array(names[repair.labels[rows].numpy()], pa.string()),
-        "appears": pa.array(appears, pa.string()),
-        "status": pa.array(["kept" if reason else "edited" for reason in reasons], pa.string()),
+        "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
+        "likeliest": pa.array(names[likeliest.numpy()], pa.string()),
+        "label_trust": pa.array(repair.trust[rows].tolist(), pa.float64()),
         "reason": pa.array(reasons, pa.string()),
         "strength": pa.array(found["strength"].tolist(), pa.float64()),
         "judge_before": pa.array(found["judge_before"].tolist(), pa.float64()),
@@ -235,19 +233,26 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         "identity_similarity": pa.array(identity, pa.float64()),
         "code_similarity": pa.array(found["code_similarity"].tolist(), pa.float64()),
         "roundtrip_error": pa.array(found["error"].tolist(), pa.float64()),
-        "path": pa.array([paths[str(id_)] for id_ in ids], pa.string()),
         "source_sha256": pa.array(
             [dataset.source_sha256(int(workspace.rows[row])) for row in rows.tolist()], pa.string()
         ),
     }
     pictures = {"original": repair.images[rows], "roundtrip": found["roundtrip"], "edited": found["edited"]}
     save_tensors(run.repair / "pictures.safetensors", pictures)
-    write_table(run.edits, pa.table(columns), dataset.class_names)
+    codes = {"before": found["code_before"], "after": found["code_after"]}
+    save_tensors(run.repair / "codes.safetensors", codes, {"ids": json.dumps(ids.tolist())})
+    write_json(run.repair / "models.json", _models(repair))
+    write_table(run.attempts, pa.table(columns), dataset.class_names)
 
 
-def png_bytes(image: Tensor) -> bytes:
-    """Return a uint8 image (C, H, W) as PNG."""
-    array = image.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    return buffer.getvalue()
+def _models(repair: Repair) -> dict[str, str | None]:
+    """Hashes of the weights that took part, by role: the judges themselves do not outlive the stage."""
+    run, scratch = repair.run, repair.scratch
+    return {
+        "autoencoder": files_sha256(run.autoencoder, "**/*.safetensors"),
+        "classifier": files_sha256(run.classifier, "model.safetensors"),
+        "scorers": files_sha256(run.crossfit, "fold-*/model.safetensors"),
+        "judges": files_sha256(scratch / "judge", "fold-*/model.safetensors"),
+        "surrogate": files_sha256(run.surrogate, "surrogate.safetensors"),
+        "identity_embedder": files_sha256(scratch / "identity", "**/*.safetensors"),
+    }
