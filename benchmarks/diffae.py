@@ -56,8 +56,8 @@ def measure(name: str, steps: int, batch: int, device: torch.device) -> dict[str
 
     t = torch.full((batch,), 500, device=device)
     _, *evaluation = timed(lambda: predict(latents, t), device)
-    noisy, *inversion = timed(lambda: model.invert(latents, predict, steps=steps), device)
-    _, *decode = timed(lambda: model.decode(noisy, predict, steps=steps), device)
+    noisy, *inversion = timed(lambda: model.invert_latents(latents, predict, steps=steps), device)
+    _, *decode = timed(lambda: model.decode_latents(noisy, predict, steps=steps), device)
     parts = {"code": encoder, "one evaluation": evaluation, "inversion": inversion, "decoding": decode}
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 1e9

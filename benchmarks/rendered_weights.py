@@ -3,7 +3,7 @@
     python benchmarks/rendered_weights.py [--out runs/rendered-weights]
 
 Renders bench-1 with seed 0, scores its training split, trains the autoencoder on it with the settings of the preset
-"cpu", but 3,000 steps, and copies weights and specification to src/diffinf/weights/rendered. About 40 minutes on two
+"cpu", but 3,000 steps, and writes the autoencoder to src/diffinf/weights/rendered. About 40 minutes on two
 cores; a run that was interrupted goes on where it was. No truth is read.
 """
 
@@ -13,11 +13,13 @@ import argparse
 import shutil
 from pathlib import Path
 
+import torch
+
 from diffinf.data.rendered.write import FILE_NAME, render_dataset
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.pipeline import repair_dataset
 
 TARGET = Path(__file__).parents[1] / "src" / "diffinf" / "weights" / "rendered"
-FILES = ("autoencoder.json", "autoencoder.safetensors")
 
 
 def main() -> None:
@@ -33,10 +35,9 @@ def main() -> None:
     run = repair_dataset(
         faces, out=out, until="train-autoencoder", preset="cpu", seed=0, data=columns, autoencoder=longer
     )
-    TARGET.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(run.autoencoder / name, TARGET / name)
-    size = sum((TARGET / name).stat().st_size for name in FILES)
+    shutil.rmtree(TARGET, ignore_errors=True)
+    DiffusionAutoencoder.from_pretrained(run.autoencoder).save_pretrained(TARGET, dtype=torch.float16)
+    size = sum(path.stat().st_size for path in TARGET.rglob("*") if path.is_file())
     print(f"{TARGET}: {size / 1e6:.1f} MB")
 
 

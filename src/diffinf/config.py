@@ -132,9 +132,20 @@ class AutoencoderConfig(StageConfig):
         description="folder of trained weights, or of an imported DiffAE, or the shipped ones for rendered faces; "
         "none: train",
     )
+    first_stage: Literal["patches", "kl", "pixels"] = Field(
+        "patches",
+        description="what the diffusion works on: principal components of patches, latents of a trained KL "
+        "autoencoder, or the pixels themselves",
+    )
+    first_stage_steps: int = Field(2000, ge=1, description="kl: optimisation steps of the first stage")
+    first_stage_channels: list[int] = Field(
+        [32, 64, 64],
+        min_length=1,
+        description="kl: widths by level, multiples of 16; each after the first halves the sides",
+    )
     patch_size: int = Field(4, ge=2, description="side of the patches that become one position of a latent")
     latent_channels: int = Field(
-        16, ge=1, description="channels of a latent, at most patch_size^2 per image channel"
+        16, ge=1, description="channels of a latent; patches: at most patch_size^2 per image channel"
     )
     whitening: float = Field(
         0.5,
@@ -162,6 +173,11 @@ class AutoencoderConfig(StageConfig):
     batch_size: int = Field(64, ge=1, description="samples a step")
     learning_rate: float = Field(8e-4, gt=0, description="peak learning rate")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="largest decay of the averaged weights")
+    prior_steps: int = Field(
+        1000,
+        ge=0,
+        description="optimisation steps of the latent prior that new faces are drawn from; 0: none",
+    )
     label_dropout: float = Field(
         0.15, ge=0, le=1, description="share of trusted labels withheld from the denoiser"
     )
@@ -322,7 +338,13 @@ def preset(name: PresetName) -> dict[str, Any]:
             "data": {"image_size": 32},
             "classifier": {"steps": 40, "batch_size": 32, "checkpoints": 2, "folds": 2},
             "influence": {"batch_size": 64},
-            "autoencoder": {"steps": 12, "guide_steps": 12, "batch_size": 16},
+            "autoencoder": {
+                "steps": 12,
+                "guide_steps": 12,
+                "first_stage_steps": 12,
+                "prior_steps": 4,
+                "batch_size": 16,
+            },
             "repair": {
                 "surrogate_steps": 20,
                 "code_steps": 3,

@@ -214,7 +214,9 @@ class _Timing:
         images, labels = self._pictures(2 * self.config.autoencoder.batch_size)
         seconds = []
         for steps in (1, 1 + _TIMED_STEPS):
-            config = self.config.autoencoder.model_copy(update={"steps": steps, "guide_steps": 1})
+            config = self.config.autoencoder.model_copy(
+                update={"steps": steps, "guide_steps": 1, "first_stage_steps": 1, "prior_steps": 0}
+            )
             with tempfile.TemporaryDirectory() as folder, _silence():
                 start = time.perf_counter()
                 model = train_autoencoder(

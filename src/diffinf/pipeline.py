@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.resources import as_file, files
@@ -317,7 +318,8 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
                 f"autoencoder.weights: {folder}: expected a folder with autoencoder.json (written by "
                 "train-autoencoder) or diffae.json (by import-diffae) in it"
             )
-        spec, data = DiffusionAutoencoder.load(folder).spec, workspace.dataset
+        model, data = DiffusionAutoencoder.from_pretrained(folder), workspace.dataset
+        spec = model.spec
         trained = (spec.class_names, spec.image_size, spec.image_channels)
         here = (data.class_names, data.image_size, data.channels)
         if trained != here:
@@ -325,6 +327,9 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
                 f"autoencoder.weights: {folder}: trained on (classes, size, channels) {trained}, the dataset has "
                 f"{here}; train one on this dataset (autoencoder.weights=null), or set data.image_size"
             )
+        if (difference := model.differs_from(workspace.images)) is not None:
+            workspace.run.event("train-autoencoder", "warning", text=difference)
+            warnings.warn(difference, stacklevel=2)
         shutil.copytree(folder, workspace.run.autoencoder, dirs_exist_ok=True)
 
 

@@ -1,18 +1,13 @@
-"""The autoencoder: contexts, latents, saving, loading and what is refused."""
+"""The autoencoder's parts: contexts, latents, codes, components that fit."""
 
 from __future__ import annotations
-
-import json
-import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.errors import UserError
-from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
+from diffusion.tiny_autoencoder import SPEC, pictures
 
 
 @pytest.fixture
@@ -120,116 +115,3 @@ def test_identities_are_unit_vectors(autoencoder: DiffusionAutoencoder, code: to
     identity = autoencoder.encoder.identity(code)
     assert identity.shape == (3, SPEC.identity_size)
     torch.testing.assert_close(identity.norm(dim=1), torch.ones(3))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("autoencoder")
-    make_autoencoder().save(directory)
-    return directory
-
-
-def test_what_is_saved_is_loaded_to_half_precision(autoencoder: DiffusionAutoencoder, saved: Path) -> None:
-    loaded = DiffusionAutoencoder.load(saved)
-    assert loaded.spec == autoencoder.spec
-    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
-    before, after = autoencoder.state_dict(), loaded.state_dict()
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        assert after[name].dtype == value.dtype, name
-        torch.testing.assert_close(after[name], value, rtol=2**-10, atol=1e-6, msg=name)
-    torch.testing.assert_close(loaded.alphas_cumprod, autoencoder.alphas_cumprod)  # not among the weights
-    images = pictures(4, 5)
-    latents = autoencoder.to_latents(images)
-    t, shares = torch.full((4,), 300), torch.eye(2)[[0, 1, 1, 0]]
-    outputs = [
-        model.denoiser(latents, t, model.denoiser.context(model.encoder(latents)[:, 3:], shares))
-        for model in (autoencoder, loaded)
-    ]
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0.02)
-    assert (loaded.to_images(loaded.to_latents(images)).int() - images.int()).abs().max() <= 1
-
-
-@pytest.fixture
-def copy(saved: Path, tmp_path: Path) -> Path:
-    shutil.copytree(saved, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def change_specification(directory: Path, **changes: Any) -> None:
-    path = directory / "autoencoder.json"
-    fields = json.loads(path.read_text())
-    fields.update(changes)
-    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
-
-
-@pytest.mark.parametrize("name", ["autoencoder.json", "autoencoder.safetensors"])
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(UserError, match=name):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
-def test_truncated_weights_are_refused(copy: Path, keep: int) -> None:
-    path = copy / "autoencoder.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"autoencoder\.safetensors"):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1}', "[]", "\ufffd"])
-def test_a_damaged_specification_is_refused(copy: Path, text: str) -> None:
-    (copy / "autoencoder.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"autoencoder\.json"):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize("text", ["null", "3", '"x"'])
-def test_a_specification_that_is_no_mapping_is_refused(copy: Path, text: str) -> None:
-    (copy / "autoencoder.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"autoencoder\.json"):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize("version", [0, 2, "1", None])
-def test_another_format_version_is_refused(copy: Path, version: object) -> None:
-    change_specification(copy, format_version=version)
-    with pytest.raises(UserError, match=f"format version {version}"):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"appearance_size": 6},
-        {"attribute_size": 4},
-        {"class_names": ["calm", "smile", "frown"]},
-        {"unet_channels": [32, 96]},
-        {"latent_channels": 12},
-        {"image_channels": 3},
-        {"unet_layers": 2},
-        {"identity_size": 5},
-    ],
-    ids=str,
-)
-def test_weights_of_another_shape_are_refused(copy: Path, changes: dict[str, Any]) -> None:
-    change_specification(copy, **changes)
-    with pytest.raises(UserError, match="do not fit"):
-        DiffusionAutoencoder.load(copy)
-
-
-def test_a_field_too_many_or_too_few_is_refused(copy: Path) -> None:
-    change_specification(copy, colour=1)
-    with pytest.raises(UserError, match="colour"):
-        DiffusionAutoencoder.load(copy)
-    change_specification(copy, colour=None, attribute_size=None)
-    with pytest.raises(UserError, match="attribute_size"):
-        DiffusionAutoencoder.load(copy)
-
-
-@pytest.mark.parametrize("changes", [{"unet_channels": [20, 40]}, {"attribute_size": "3"}], ids=str)
-def test_a_specification_that_no_network_can_have_is_refused(copy: Path, changes: dict[str, Any]) -> None:
-    change_specification(copy, **changes)
-    with pytest.raises(UserError):
-        DiffusionAutoencoder.load(copy)

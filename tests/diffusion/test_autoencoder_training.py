@@ -14,7 +14,8 @@ from torch import Tensor
 
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion import train
-from diffinf.diffusion.autoencoder import Denoiser, DiffusionAutoencoder
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.networks import Denoiser
 from diffinf.diffusion.train import CHECKPOINT, GUIDE_CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
 from diffusion.tiny_autoencoder import pictures
@@ -40,6 +41,7 @@ def settings(**changes: Any) -> AutoencoderConfig:
             "batch_size": 8,
             "learning_rate": 2e-3,
             "identity_size": 4,
+            "prior_steps": 2,
             **changes,
         }
     )
@@ -66,7 +68,10 @@ def train_here(
 
 
 def weights(directory: Path) -> dict[str, Tensor]:
-    return load_file(directory / "autoencoder.safetensors")
+    files = sorted(directory.glob("*/diffusion_pytorch_model.safetensors"))
+    return {
+        f"{path.parent.name}.{name}": values for path in files for name, values in load_file(path).items()
+    }
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -88,10 +93,11 @@ def test_training_lowers_the_loss_and_writes_what_it_returns(
     assert metrics["guide"]["step"] == 18 and metrics["guide"]["loss"] < 0.69  # a coin's
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "autoencoder.json",
-        "autoencoder.safetensors",
-        "metrics.json",
+        *("denoiser", "encoder", "first_stage", "guide"),
+        *("metrics.json", "model_index.json"),
+        *("prior", "scheduler", "statistics"),
     ]
-    loaded = DiffusionAutoencoder.load(tmp_path)
+    loaded = DiffusionAutoencoder.from_pretrained(tmp_path)
     assert loaded.spec == model.spec and loaded.spec.class_names == ("calm", "smile")
     codes = model.normalised(model.encoder(model.to_latents(IMAGES)))
     torch.testing.assert_close(codes.mean(0), torch.zeros(8), rtol=0, atol=1e-3)
@@ -136,7 +142,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_are_heard_by_the_denoiser_the_heads_and_the_guide_alone(tmp_path: Path) -> None:
-    deaf = {"label_dropout": 1.0, "attribute_weight": 0.0, "adversary_weight": 0.0}
+    deaf = {"prior_steps": 0, "label_dropout": 1.0, "attribute_weight": 0.0, "adversary_weight": 0.0}
     parts: list[tuple[str, dict[str, float]]] = [
         ("none", deaf),
         ("denoiser", {**deaf, "label_dropout": 0.0}),

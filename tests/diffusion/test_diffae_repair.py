@@ -177,7 +177,7 @@ def test_damaged_heads_are_refused(
 
 def test_a_folder_tells_which_autoencoder_it_holds(fitted: Path, tmp_path: Path) -> None:
     assert isinstance(load_autoencoder(fitted), DiffAE)
-    make_autoencoder().save(tmp_path)
+    make_autoencoder().save_pretrained(tmp_path)
     assert isinstance(load_autoencoder(tmp_path), DiffusionAutoencoder)
 
 
@@ -200,7 +200,7 @@ def test_an_edit_goes_from_the_code_as_it_is_past_the_moved_one(
         away = model.network(noisy, t, start)
         return away + 0.5 * (1 + 1.5) * (model.network(noisy, t, end) - away)
 
-    expected = model.to_images(model.decode(apart.noisy, predict, steps=2, depth=0.3))
+    expected = model.to_images(model.decode_latents(apart.noisy, predict, steps=2, depth=0.3))
     edited = decode_edit(model, apart, moved, LABELS[:2], shown, 0.5, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
     assert not torch.equal(edited, apart.roundtrip)

@@ -138,8 +138,8 @@ def test_an_image_comes_back_through_the_network_the_better_the_more_steps() -> 
     errors = []
     for steps in (3, 12):
         asked.clear()
-        noisy = model.invert(images, predict, steps=steps, depth=0.4)
-        back = model.decode(noisy, predict, steps=steps, depth=0.4)
+        noisy = model.invert_latents(images, predict, steps=steps, depth=0.4)
+        back = model.decode_latents(noisy, predict, steps=steps, depth=0.4)
         errors.append((back - images).abs().mean().item())
         timesteps = spaced_timesteps(1000, steps, 0.4)
         assert asked == timesteps[:-1] + timesteps[::-1]

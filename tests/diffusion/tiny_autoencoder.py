@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffinf.diffusion.autoencoder import AutoencoderSpec, DiffusionAutoencoder
-from diffinf.diffusion.first_stage import FirstStage
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
+from diffinf.diffusion.first_stage import PatchComponents
+from diffinf.diffusion.spec import AutoencoderSpec
 
 SPEC = AutoencoderSpec(
     class_names=("calm", "smile"),
@@ -35,10 +36,11 @@ def make_autoencoder() -> DiffusionAutoencoder:
     """Return an untrained autoencoder (its first stage is fitted) whose code statistics are not trivial."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DiffusionAutoencoder(SPEC)
+        stage = PatchComponents.fit(pictures(64, 7), SPEC.latent_channels, SPEC.patch_size)
+        model = create_autoencoder(SPEC, stage)
         for empty in (model.denoiser.empty_appearance, model.denoiser.empty_label):
             torch.nn.init.normal_(empty)  # as if learned
         model.code_mean.normal_()
         model.code_std.uniform_(0.5, 2)
-    model.first_stage = FirstStage.fit(pictures(64, 7), SPEC.latent_channels, SPEC.patch_size)
-    return model.eval().requires_grad_(False)
+    model.set_latent_statistics(model.to_latents(pictures(64, 7)))
+    return model.freeze()

@@ -116,9 +116,7 @@ def test_the_edit_is_guided_away_from_what_the_image_shows(
         away = autoencoder.denoiser(noisy, t, negative)
         return away + pull * (autoencoder.denoiser(noisy, t, positive) - away)
 
-    expected = autoencoder.to_images(
-        decode(autoencoder.alphas_cumprod, apart.noisy, predict, steps=3, depth=0.5)
-    )
+    expected = autoencoder.to_images(decode(autoencoder.scheduler, apart.noisy, predict, steps=3, depth=0.5))
     edited = decode_edit(autoencoder, apart, moved, ASSIGNED, SHOWN, strength, config)
     assert (edited.int() - expected.int()).abs().max() <= 1
 
@@ -202,7 +200,8 @@ def test_the_guide_looks_at_each_sample_alone_and_keeps_no_gradients(
     alone = guided(autoencoder, clean[1:2], ASSIGNED[1:2], 0.2, settings())
     torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-4)
     assert not together.requires_grad
-    assert all(p.grad is None for p in autoencoder.parameters())
+    networks = (autoencoder.encoder, autoencoder.denoiser, autoencoder.guide)
+    assert all(p.grad is None for network in networks for p in network.parameters())
 
 
 def test_the_guide_is_heard_until_it_is_to_be_silent(

@@ -6,282 +6,350 @@ then in training, so that decoding can be guided by a positive and a negative co
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffinf.classify.model import ClassifierSpec, create_classifier
-from diffinf.diffusion.first_stage import FirstStage
-from diffinf.diffusion.invert import Correction, Prediction, decode, invert
+from diffinf.diffusion import storage
+from diffinf.diffusion.first_stage import FirstStage, PatchComponents
+from diffinf.diffusion.invert import Correction, Prediction, default_scheduler
+from diffinf.diffusion.latents import LatentAutoencoder
+from diffinf.diffusion.networks import CodeStatistics, Denoiser, Guide, SemanticEncoder
+from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, save_tensors, write_json
 
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class AutoencoderSpec:
-    """Everything that fixes the shapes of a diffusion autoencoder."""
-
-    class_names: tuple[str, ...]
-    image_channels: int
-    image_size: int
-    patch_size: int
-    latent_channels: int
-    attribute_size: int
-    appearance_size: int
-    unet_channels: tuple[int, ...]
-    unet_layers: int
-    identity_size: int
-    timesteps: int = 1000
-
-    @property
-    def code_size(self) -> int:
-        """Size D of the whole semantic code: the attribute's part first, then the appearance's."""
-        return self.attribute_size + self.appearance_size
+STEPS = 20  # network evaluations of an inversion or a decode where the caller does not say
+PRIOR_STEPS = 50
 
 
-class SemanticEncoder(nn.Module):
-    """Latents (B, L, h, w) to semantic codes (B, D) of two parts, with linear heads.
+class DiffusionAutoencoder(LatentAutoencoder):
+    """Images to semantic and stochastic codes and back; images are uint8 (N, C, H, W) everywhere.
 
-    The attribute head reads the first part, the identity head the second, and an adversary sees to it that the
-    attribute cannot be read from the second (Fader networks, arXiv 1706.00409): otherwise the appearance would
-    carry the expression and no label context could move it.
+    Semantic codes (N, D) are normalised: zero mean and unit variance over the training set. Stochastic codes
+    (N, L, h, w) are latents carried up to noise level `depth`; they are decoded with the same `steps` and `depth`.
+    A label context is shares of the classes (N, K), rows summing to 1; by default it is what the encoder's attribute
+    head reads in the semantic code.
     """
 
-    def __init__(self, spec: AutoencoderSpec) -> None:
-        """Build an untrained encoder."""
-        super().__init__()
-        channels = (64, 96, 128)
-        layers: list[nn.Module] = [nn.Conv2d(spec.latent_channels, channels[0], 3, padding=1)]
-        for before, after in zip((channels[0], *channels), channels, strict=False):
-            layers += [
-                nn.GroupNorm(8, before),
-                nn.SiLU(),
-                nn.Conv2d(before, after, 3, stride=1 if before == after else 2, padding=1),
-            ]
-        self.body = nn.Sequential(*layers, nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(2))
-        self.project = nn.Linear(channels[-1] * 4, spec.code_size)
-        self.attribute_size = spec.attribute_size
-        self.attribute_head = nn.Linear(spec.attribute_size, len(spec.class_names))
-        self.identity_head = nn.Linear(spec.appearance_size, spec.identity_size, bias=False)
+    decode_batch = 64
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Return the codes (B, D)."""
-        code: Tensor = self.project(self.body(latents).flatten(1))
-        return code
-
-    def attribute(self, code: Tensor) -> Tensor:
-        """Return the attribute's logits (B, K) of codes (B, D)."""
-        logits: Tensor = self.attribute_head(code[:, : self.attribute_size])
-        return logits
-
-    def appearance(self, code: Tensor) -> Tensor:
-        """Return the part of codes (B, D) that the denoiser sees, (B, D - A)."""
-        return code[:, self.attribute_size :]
-
-    def identity(self, code: Tensor) -> Tensor:
-        """Return unit vectors (B, I) whose cosine tells persons apart, of codes (B, D)."""
-        return F.normalize(self.identity_head(self.appearance(code)), dim=1)
-
-
-class Denoiser(nn.Module):
-    """U-Net on latents, conditioned through adaptive group norm on time + code + label; predicts v (2202.00512)."""
-
-    def __init__(self, spec: AutoencoderSpec) -> None:
-        """Build an untrained denoiser."""
-        super().__init__()
-        channels = spec.unet_channels
-        plain = len(channels) - 1
-        self.unet = UNet2DModel(
-            sample_size=spec.image_size // spec.patch_size,
-            in_channels=spec.latent_channels,
-            out_channels=spec.latent_channels,
-            block_out_channels=channels,
-            layers_per_block=spec.unet_layers,
-            down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * plain,
-            attention_head_dim=32,
-            norm_num_groups=16,
-            class_embed_type="identity",
-            resnet_time_scale_shift="scale_shift",
-        )
-        width = 4 * channels[0]
-        self.appearance_context = nn.Linear(spec.appearance_size, width)
-        self.label_context = nn.Linear(len(spec.class_names), width, bias=False)
-        # Learned, not zeros pushed through a projection.
-        self.empty_appearance = nn.Parameter(torch.zeros(width))
-        self.empty_label = nn.Parameter(torch.zeros(width))
-
-    def context(
+    @torch.no_grad()
+    def encode(
         self,
-        appearance: Tensor,
-        shares: Tensor,
-        keep_appearance: Tensor | None = None,
-        keep_label: Tensor | None = None,
-    ) -> Tensor:
-        """Return the context (B, W).
+        images: Tensor,
+        shares: Tensor | None = None,
+        *,
+        steps: int = STEPS,
+        depth: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the semantic codes (N, D) and the stochastic codes (N, L, h, w) of images.
 
         Args:
-            appearance: second part of the semantic codes, (B, D - A).
-            shares: how much of each class the image shows, (B, K), rows summing to 1.
-            keep_appearance: bool (B,); False gives that sample the learned empty appearance.
-            keep_label: bool (B,); False gives that sample the learned empty label.
-        """
-        parts = [self.appearance_context(appearance), self.label_context(shares)]
-        empties = [(keep_appearance, self.empty_appearance), (keep_label, self.empty_label)]
-        for index, (keep, empty) in enumerate(empties):
-            if keep is not None:
-                parts[index] = torch.where(keep[:, None], parts[index], empty)
-        context: Tensor = parts[0] + parts[1]
-        return context
-
-    def forward(self, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Return v (B, L, h, w) for noisy latents (B, L, h, w), timesteps (B,) and contexts (B, W)."""
-        v: Tensor = self.unet(noisy, timestep, class_labels=context).sample
-        return v
-
-
-class DiffusionAutoencoder(nn.Module):
-    """First stage, semantic encoder, denoiser and guide, with the noise schedule and the codes' statistics."""
-
-    reads_labels = True
-    encode_batch = 256
-
-    def __init__(self, spec: AutoencoderSpec) -> None:
-        """Build an untrained autoencoder; `train_autoencoder` or `load` gives a useful one."""
-        super().__init__()
-        self.spec = spec
-        self.first_stage = FirstStage(spec.image_channels, spec.latent_channels, spec.patch_size)
-        self.encoder = SemanticEncoder(spec)
-        self.denoiser = Denoiser(spec)
-        # Reads the attribute in decoded noisy latents: its gradient is what guides a decode to a label.
-        self.guide = create_classifier(
-            ClassifierSpec("small_cnn", len(spec.class_names), spec.image_channels, spec.image_size), seed=0
-        )
-        betas = torch.linspace(1e-4, 0.02, spec.timesteps, dtype=torch.float64)
-        self.register_buffer("alphas_cumprod", (1 - betas).cumprod(0).float(), persistent=False)
-        self.register_buffer("code_mean", torch.zeros(spec.code_size))
-        self.register_buffer("code_std", torch.ones(spec.code_size))
-        self.alphas_cumprod: Tensor
-        self.code_mean: Tensor
-        self.code_std: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.code_mean.device
-
-    @property
-    def position(self) -> float:
-        """The guide's settings count the positions of the latents themselves."""
-        return 1.0
-
-    def to_latents(self, images: Tensor) -> Tensor:
-        """Return latents (B, L, h, w) of uint8 images (B, C, H, W).
+            images: uint8 (N, C, H, W).
+            shares: label context (N, K).
+            steps: network evaluations.
+            depth: noise level in (0, 1]; by default the highest that was trained on.
 
         Raises:
-            UserError: the images' size or channels are not those of this autoencoder.
+            UserError: images or shares do not fit this autoencoder.
         """
-        expected = (self.spec.image_channels, self.spec.image_size, self.spec.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise UserError(
-                f"the images are {tuple(images.shape[1:])} (channels, height, width), the autoencoder was trained on "
-                f"{expected}: set data.image_size and data.channels accordingly, or train another autoencoder"
-            )
-        latents: Tensor = self.first_stage.encode(images.to(self.device).float() / 127.5 - 1)
-        return latents
 
-    def to_images(self, latents: Tensor) -> Tensor:
-        """Return uint8 images (B, C, H, W) of latents (B, L, h, w)."""
-        return ((self.first_stage.decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        def part(images: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
+            latents = self.to_latents(images)
+            code = self.code(latents)
+            predict = self._predict_under(code, shares)
+            level = self.max_depth if depth is None else depth
+            return code, self.invert_latents(latents, predict, steps=steps, depth=level)
 
-    def normalised(self, code: Tensor) -> Tensor:
-        """Return codes (B, D) at zero mean and unit variance over the training set."""
-        return (code - self.code_mean) / self.code_std
+        codes, noisy = self._in_batches(part, images, shares)
+        return codes, noisy
 
-    def raw(self, code: Tensor) -> Tensor:
-        """Return normalised codes (B, D) as the encoder gives them."""
-        return code * self.code_std + self.code_mean
-
-    def code(self, latents: Tensor) -> Tensor:
-        """Return the normalised codes (B, D) of latents (B, L, h, w)."""
-        return self.normalised(self.encoder(latents))
-
-    def context(self, code: Tensor, shares: Tensor) -> Tensor:
-        """Return the contexts (B, W) of normalised codes (B, D) and shares of the classes (B, K)."""
-        context: Tensor = self.denoiser.context(self.encoder.appearance(self.raw(code)), shares)
-        return context
-
-    def predict(self, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Return v (B, L, h, w) for noisy latents (B, L, h, w), timesteps (B,) and contexts (B, W)."""
-        v: Tensor = self.denoiser(noisy, timestep, context)
-        return v
-
-    def invert(self, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0) -> Tensor:
-        """Return latents carried up to noise level `depth`; see `diffinf.diffusion.invert.invert`."""
-        return invert(self.alphas_cumprod, latents, predict, steps=steps, depth=depth)
-
+    @torch.no_grad()
     def decode(
         self,
-        noisy: Tensor,
-        predict: Prediction,
+        semantic_code: Tensor,
+        stochastic_code: Tensor,
+        shares: Tensor | None = None,
         *,
-        steps: int,
-        depth: float = 1.0,
+        steps: int = STEPS,
+        depth: float | None = None,
         correct: Correction | None = None,
     ) -> Tensor:
-        """Return clean latents of noisy ones; see `diffinf.diffusion.invert.decode`."""
-        return decode(self.alphas_cumprod, noisy, predict, steps=steps, depth=depth, correct=correct)
+        """Return uint8 images (N, C, H, W) of codes.
 
-    def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the attribute's logits (B, K) and identity vectors (B, I) of normalised codes (B, D)."""
-        raw = self.raw(code)
-        return self.encoder.attribute(raw), self.encoder.identity(raw)
-
-    def guide_logits(self, latents: Tensor) -> Tensor:
-        """Return the attribute's logits (B, K) that the guide reads in latents (B, L, h, w), through noise."""
-        logits: Tensor = self.guide(self.first_stage.decode(latents))
-        return logits
-
-    def save(self, directory: Path) -> None:
-        """Write weights (float16 safetensors: half the size, no visible change) and specification."""
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in self.state_dict().items()}
-        save_tensors(directory / "autoencoder.safetensors", tensors)
-        write_json(directory / "autoencoder.json", {"format_version": FORMAT_VERSION, **asdict(self.spec)})
-
-    @classmethod
-    def load(cls, directory: Path, device: torch.device | str = "cpu") -> Self:
-        """Read an autoencoder written by `save`.
+        Args:
+            semantic_code: normalised (N, D).
+            stochastic_code: (N, L, h, w), at noise level `depth`.
+            shares: label context (N, K).
+            steps: network evaluations.
+            depth: noise level in (0, 1]; by default the highest that was trained on.
+            correct: changes the predicted clean latents of a step, which is so far, in (0, 1], from the end.
 
         Raises:
-            UserError: a file is missing, damaged, of another format version, or does not fit its specification.
+            UserError: codes or shares are not finite, or do not fit this autoencoder.
         """
-        path = directory / "autoencoder.json"
-        try:
-            fields = dict(json.loads(path.read_text(encoding="utf-8")))
-            version = fields.pop("format_version", None)
-            if version != FORMAT_VERSION:
-                raise UserError(f"{path}: format version {version}, this diffinf reads {FORMAT_VERSION}")
-            fields["class_names"] = tuple(fields["class_names"])
-            fields["unet_channels"] = tuple(fields["unet_channels"])
-            model = cls(AutoencoderSpec(**fields))
-        except FileNotFoundError as error:
+        spec = self.spec
+        side = spec.image_size // spec.patch_size
+        _check_codes("semantic code", semantic_code, (spec.code_size,))
+        _check_codes("stochastic code", stochastic_code, (spec.latent_channels, side, side))
+        if len(semantic_code) != len(stochastic_code):
             raise UserError(
-                f"{path}: not there; expected an autoencoder written by train-autoencoder"
-            ) from error
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise UserError(f"{path}: not an autoencoder's specification ({error})") from error
-        tensors = load_tensors(directory / "autoencoder.safetensors")
+                f"found {len(semantic_code)} semantic codes, but {len(stochastic_code)} stochastic codes"
+            )
+
+        def part(code: Tensor, noisy: Tensor, shares: Tensor | None) -> tuple[Tensor]:
+            code, noisy = code.to(self.device), noisy.to(self.device)
+            predict = self._predict_under(code, shares)
+            level = self.max_depth if depth is None else depth
+            clean = self.decode_latents(noisy, predict, steps=steps, depth=level, correct=correct)
+            return (self.to_images(clean),)
+
+        return self._in_batches(part, semantic_code, stochastic_code, shares)[0]
+
+    def reconstruct(
+        self,
+        images: Tensor,
+        shares: Tensor | None = None,
+        *,
+        steps: int = STEPS,
+        depth: float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images encoded and decoded, uint8 (N, C, H, W), and their mean absolute errors in [-1, 1], (N,).
+
+        Arguments and errors are those of `encode`.
+        """
+        codes = self.encode(images, shares, steps=steps, depth=depth)
+        back = self.decode(*codes, shares, steps=steps, depth=depth)
+        error = (back.float() - images.to(back.device).float()).abs().mean((1, 2, 3)) / 127.5
+        return back, error
+
+    def interpolate(
+        self,
+        a: Tensor,
+        b: Tensor,
+        weights: Sequence[float],
+        *,
+        steps: int = STEPS,
+        depth: float | None = None,
+    ) -> Tensor:
+        """Return images between `a` and `b`, uint8 (W, N, C, H, W): at weight 0 the round trip of a, at 1 that of b.
+
+        The semantic code is interpolated linearly, the stochastic code on the sphere.
+
+        Args:
+            a: uint8 (N, C, H, W).
+            b: uint8 (N, C, H, W).
+            weights: W shares of b.
+            steps: network evaluations.
+            depth: noise level in (0, 1]; by default the highest that was trained on.
+        """
+        (code_a, noisy_a), (code_b, noisy_b) = (
+            self.encode(images, steps=steps, depth=depth) for images in (a, b)
+        )
+        between = [
+            self.decode(
+                torch.lerp(code_a, code_b, weight),
+                spherical(noisy_a, noisy_b, weight),
+                steps=steps,
+                depth=depth,
+            )
+            for weight in weights
+        ]
+        return torch.stack(between)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        steps: int = STEPS,
+        prior_steps: int = PRIOR_STEPS,
+    ) -> Tensor:
+        """Return `n` new images, uint8 (n, C, H, W): the prior draws semantic codes, noise is the stochastic code.
+
+        Args:
+            n: how many.
+            labels: class indices (n,); by default each class is as likely.
+            generator: on the CPU; none: one seeded with 0.
+            steps: network evaluations of the decode.
+            prior_steps: evaluations of the prior.
+
+        Raises:
+            UserError: there is no prior, or the labels do not fit.
+        """
+        if self.prior is None:
+            raise UserError(
+                "this autoencoder has no latent prior to sample from; train one with autoencoder.prior_steps > 0"
+            )
+        generator = generator or torch.Generator().manual_seed(0)
+        classes = len(self.class_names)
+        if labels is None:
+            labels = torch.randint(0, classes, (n,), generator=generator)
+        if labels.shape != (n,) or not all(0 <= label < classes for label in labels.tolist()):
+            raise UserError(f"labels: expected {n} class indices from 0 to {classes - 1}, found {labels}")
+        shares = F.one_hot(labels.long(), classes).float().to(self.device)
+        code = self.prior.sample(shares, self.scheduler, steps=prior_steps, generator=generator)
+        spec = self.spec
+        side = spec.image_size // spec.patch_size
+        noise = torch.randn(n, spec.latent_channels, side, side, generator=generator)
+        # Where training stopped below pure noise, some of the image is left at the start: on average, this much.
+        alpha = float(self.alphas_cumprod[round(self.max_depth * spec.timesteps) - 1])
+        mean, std = (
+            torch.tensor(values or [default] * spec.latent_channels)[:, None, None]
+            for values, default in ((self.latent_mean, 0.0), (self.latent_std, 1.0))
+        )
+        noisy = alpha**0.5 * mean + (1 - alpha + alpha * std.square()).sqrt() * noise
+        return self.decode(code, noisy, shares, steps=steps)
+
+    def _predict_under(self, code: Tensor, shares: Tensor | None) -> Prediction:
+        """Return the denoiser's prediction under normalised codes (B, D) and a label context."""
+        if shares is None:
+            shares = self.read_code(code)[0].softmax(1)
+        expected = (len(code), len(self.class_names))
+        if tuple(shares.shape) != expected:
+            raise UserError(
+                f"shares: expected shares of the classes of shape {expected}, found {tuple(shares.shape)}"
+            )
+        context = self.context(code, shares.to(code))
+        return lambda noisy, t: self.predict(noisy, t, context)
+
+    def _in_batches(
+        self, work: Callable[..., tuple[Tensor, ...]], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Return what `work` does to `tensors` (N, ...), some None, a part at a time."""
+        first = tensors[0]
+        assert first is not None
+        parts = [
+            work(*(x if x is None else x[start : start + self.decode_batch] for x in tensors))
+            for start in range(0, max(1, len(first)), self.decode_batch)
+        ]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def save_pretrained(self, save_directory: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write model_index.json, one folder a component, and autoencoder.json.
+
+        Args:
+            save_directory: the folder; parents are made.
+            dtype: of the weights as stored; float16 halves the size, with no change that can be seen.
+        """
+        description = {
+            **asdict(self.spec),
+            "latent_mean": list(self.latent_mean),
+            "latent_std": list(self.latent_std),
+        }
+        storage.write_folder(Path(save_directory), self.components, description, dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Path | str, *, device: torch.device | str = "cpu"
+    ) -> Self:
+        """Read a folder that `save_pretrained` wrote; nothing is looked up elsewhere, and nothing in it is executed.
+
+        Raises:
+            UserError: a file is missing, damaged, changed, of another format version, or does not fit the others; or
+                the folder names a class that is not known.
+        """
+        directory = Path(pretrained_model_name_or_path)
+        components, description = storage.read_folder(directory)
+        path = directory / storage.DESCRIPTION
         try:
-            model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise UserError(f"{directory}: the weights do not fit the specification: {first}") from error
-        return model.to(device).eval().requires_grad_(False)
+            mean, std = (_numbers(description.pop(name)) for name in ("latent_mean", "latent_std"))
+            for name in ("class_names", "unet_channels"):
+                description[name] = tuple(description[name])
+            spec = AutoencoderSpec(**description)
+            if {len(mean), len(std)} not in ({0}, {spec.latent_channels}):
+                raise ValueError("latent_mean, latent_std: expected one number a channel")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not an autoencoder's specification ({error})") from error
+        try:
+            model = cls(
+                **components,
+                class_names=spec.class_names,
+                max_depth=spec.max_depth,
+                latent_mean=mean,
+                latent_std=std,
+            )
+        except UserError as error:
+            raise UserError(f"{directory}: {error}") from error
+        if model.spec != spec:
+            different = [
+                f"{name} {value!r} (there {getattr(model.spec, name)!r})"
+                for name, value in asdict(spec).items()
+                if getattr(model.spec, name) != value
+            ]
+            raise UserError(f"{path}: sizes do not fit those of the components: {', '.join(different)}")
+        model.to(device)
+        return model.freeze()
+
+
+def create_autoencoder(spec: AutoencoderSpec, first_stage: FirstStage | None = None) -> DiffusionAutoencoder:
+    """Return an untrained autoencoder without a prior, on DDIM; weights come from torch's global generator.
+
+    Args:
+        spec: the shapes.
+        first_stage: a fitted one; none: untrained components of patches.
+
+    Raises:
+        UserError: no network has such shapes.
+    """
+    levels = len(spec.unet_channels)
+    if spec.image_size % (spec.patch_size * 2 ** (levels - 1)):
+        raise UserError(
+            f"autoencoder.unet_channels: {levels} levels on latents of {spec.patch_size} pixels a position do not "
+            f"divide the images' side of {spec.image_size} pixels; choose fewer levels or another data.image_size"
+        )
+    classes = len(spec.class_names)
+    return DiffusionAutoencoder(
+        first_stage=first_stage
+        or PatchComponents(spec.image_channels, spec.latent_channels, spec.patch_size),
+        encoder=SemanticEncoder(
+            spec.latent_channels, spec.attribute_size, spec.appearance_size, classes, spec.identity_size
+        ),
+        denoiser=Denoiser(
+            spec.latent_channels,
+            spec.image_size // spec.patch_size,
+            spec.unet_channels,
+            spec.unet_layers,
+            spec.appearance_size,
+            classes,
+        ),
+        guide=Guide(classes, spec.image_channels, spec.image_size),
+        statistics=CodeStatistics(spec.code_size),
+        scheduler=default_scheduler(spec.timesteps),
+        prior=None,
+        class_names=spec.class_names,
+        max_depth=spec.max_depth,
+    )
+
+
+def spherical(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """Return what lies between a and b (N, ...) on the sphere, at 0 a, at 1 b; of nearly parallel ones, on a line."""
+    one, other = a.flatten(1), b.flatten(1)
+    angle = F.cosine_similarity(one, other).clamp(-1, 1).acos()[:, None]
+    near = angle.sin() < 1e-4
+    sine = torch.where(near, torch.ones_like(angle), angle.sin())
+    share_a = torch.where(near, 1 - weight, ((1 - weight) * angle).sin() / sine)
+    share_b = torch.where(near, weight, (weight * angle).sin() / sine)
+    return (share_a * one + share_b * other).view_as(a)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _check_codes(name: str, codes: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise a UserError unless codes are (N, *shape) and finite."""
+    if tuple(codes.shape[1:]) != shape:
+        raise UserError(
+            f"{name}: expected shape (N, {', '.join(map(str, shape))}), found {tuple(codes.shape)}"
+        )
+    broken = (~codes.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise UserError(f"{name}: row {broken[0]} holds values that are not finite ({len(broken)} such rows)")

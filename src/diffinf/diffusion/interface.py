@@ -49,10 +49,10 @@ class Autoencoder(Protocol):
     def predict(self, noisy: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """Return the denoiser's prediction (B, L, h, w), noise or v, for timesteps (B,) and contexts (B, W)."""
 
-    def invert(self, latents: Tensor, predict: Prediction, *, steps: int, depth: float) -> Tensor:
+    def invert_latents(self, latents: Tensor, predict: Prediction, *, steps: int, depth: float) -> Tensor:
         """Return clean latents carried up to noise level `depth` in (0, 1]."""
 
-    def decode(
+    def decode_latents(
         self,
         noisy: Tensor,
         predict: Prediction,
@@ -83,5 +83,7 @@ def load_autoencoder(directory: Path, device: torch.device | str = "cpu") -> Aut
     from diffinf.diffusion.autoencoder import DiffusionAutoencoder
     from diffinf.diffusion.diffae.autoencoder import DiffAE, is_imported
 
-    kind = DiffAE if is_imported(directory) else DiffusionAutoencoder
-    return kind.load(directory, device)
+    if is_imported(directory):
+        return DiffAE.load(directory, device)
+    model: Autoencoder = DiffusionAutoencoder.from_pretrained(directory, device=device)
+    return model

@@ -1,20 +1,89 @@
 """Deterministic inversion and decoding (DDIM, arXiv 2010.02502) between clean latents and a chosen noise level.
 
-The update that goes from one noise level to another is the same in both directions. Nothing is clipped: a clipped
-inversion cannot be undone.
+The arithmetic is diffusers': a scheduler goes down, its inverse goes up. Nothing is clipped: a clipped inversion cannot
+be undone.
+
+diffusers' schedulers step by T // steps timesteps and start at the last one. Any number of steps from any depth comes
+of respacing (arXiv 2102.09672): the schedule is cut to the noise levels that are visited, so that each step is one
+timestep of the schedule that is left, and the network is told the timestep that it was before.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+)
 from torch import Tensor
 
-# (noisy latents (B, L, h, w), timesteps (B,)) -> what the model predicts, here v, (B, L, h, w)
+from diffinf.errors import UserError
+
+# (noisy latents (B, ...), timesteps (B,)) -> what the model predicts, here v, (B, ...)
 Prediction = Callable[[Tensor, Tensor], Tensor]
-# (predicted clean latents (B, L, h, w), distance from the end in (0, 1]) -> clean latents
+# (predicted clean latents (B, ...), distance from the end in (0, 1]) -> clean latents
 Correction = Callable[[Tensor, float], Tensor]
+
+INVERSES: dict[type[Any], type[Any]] = {
+    DDIMScheduler: DDIMInverseScheduler,
+    DPMSolverMultistepScheduler: DPMSolverMultistepInverseScheduler,
+}
+# Settings under which an inversion could not be undone, or levels would not be the trained ones.
+_REFUSED = (
+    "clip_sample",
+    "thresholding",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "use_flow_sigmas",
+)
+
+
+def default_scheduler(timesteps: int = 1000) -> DDIMScheduler:
+    """Return DDIM on the linear schedule of DDPM (arXiv 2006.11239), predicting v (arXiv 2202.00512)."""
+    return DDIMScheduler(
+        num_train_timesteps=timesteps,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise a UserError unless a scheduler has an inverse, predicts v, draws no noise and clips nothing."""
+    name = type(scheduler).__name__
+    if type(scheduler) not in INVERSES:
+        known = " or ".join(sorted(kind.__name__ for kind in INVERSES))
+        raise UserError(f"scheduler: {name} has no inverse; choose {known}")
+    config: Any = scheduler.config
+    for setting in _REFUSED:
+        if config.get(setting):
+            raise UserError(
+                f"scheduler: {name} has {setting}={config[setting]}, with which an inversion cannot be undone; "
+                f"make it with {setting}=False"
+            )
+    if str(config.get("algorithm_type", "")).startswith("sde"):
+        raise UserError(
+            f"scheduler: {name} has algorithm_type={config['algorithm_type']}, which draws noise; "
+            "make it with algorithm_type='dpmsolver++'"
+        )
+    if config.prediction_type != "v_prediction":
+        raise UserError(
+            f"scheduler: {name} expects prediction_type={config.prediction_type}, the denoiser predicts v; "
+            "make it with prediction_type='v_prediction'"
+        )
 
 
 def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
@@ -23,42 +92,80 @@ def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
     return [round((index + 1) * (last + 1) / steps) - 1 for index in range(steps)]
 
 
-def _moved(noisy: Tensor, v: Tensor, alpha_from: Tensor, alpha_to: Tensor) -> Tensor:
-    """Return the latents at noise level `alpha_to` on the trajectory that `v` gives at `alpha_from`."""
-    clean = alpha_from.sqrt() * noisy - (1 - alpha_from).sqrt() * v
-    noise = alpha_from.sqrt() * v + (1 - alpha_from).sqrt() * noisy
-    return alpha_to.sqrt() * clean + (1 - alpha_to).sqrt() * noise
+def _rebuilt(kind: type[Any], settings: dict[str, Any]) -> Any:
+    """Make a scheduler of those settings that it has.
+
+    Not with `from_config`: it drops a value whose name is among those that were once left at their default.
+    """
+    known = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in settings.items() if name in known})
+
+
+@dataclass(frozen=True)
+class _Respaced:
+    """A scheduler and its inverse on the visited noise levels alone, and the timesteps these had before."""
+
+    down: Any
+    up: Any
+    levels: list[int]
+
+    @classmethod
+    def of(cls, scheduler: Any, steps: int, depth: float) -> _Respaced:
+        check_scheduler(scheduler)
+        alphas = scheduler.alphas_cumprod.double()
+        levels = timestep_grid(len(alphas), steps, depth)
+        settings: dict[str, Any] = {"steps_offset": 0}
+        if isinstance(scheduler, DDIMScheduler):
+            # Below the first level lies the clean image itself.
+            settings |= {"timestep_spacing": "trailing", "set_alpha_to_one": True}
+        else:
+            # These schedulers work in log signal-to-noise ratios: the clean image is taken to be at timestep 0.
+            if levels[0] == 0:
+                raise UserError(
+                    f"steps: {steps} to depth {depth} leave no noise level out, which "
+                    f"{type(scheduler).__name__} cannot do; choose fewer steps"
+                )
+            levels = [0, *levels]
+            settings |= {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
+        visited = alphas[levels]
+        ratios = visited / torch.cat([torch.ones(1, dtype=torch.float64), visited[:-1]])
+        settings |= {"num_train_timesteps": len(levels), "trained_betas": (1 - ratios).tolist()}
+        # Already in the levels.
+        settings["rescale_betas_zero_snr"] = False
+        down, up = (
+            _rebuilt(kind, {**scheduler.config, **settings})
+            for kind in (type(scheduler), INVERSES[type(scheduler)])
+        )
+        down.set_timesteps(steps)
+        up.set_timesteps(steps)
+        return cls(down, up, levels)
+
+    def asked(self, predict: Prediction, latents: Tensor, t: Tensor) -> Tensor:
+        """Return the prediction for `latents` at timestep `t` of the respaced schedule."""
+        timestep = self.levels[int(t)]
+        return predict(latents, torch.full((len(latents),), timestep, device=latents.device))
 
 
 @torch.no_grad()
-def invert(
-    alphas_cumprod: Tensor, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0
-) -> Tensor:
+def invert(scheduler: Any, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0) -> Tensor:
     """Return the stochastic code: `latents` (B, L, h, w) carried up to noise level `depth` in (0, 1].
 
-    `alphas_cumprod` (T,) is the share of the variance that is signal, by timestep.
-    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640.
+    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640. With DDIM the network is asked
+    at the level it is carried to: asked at level 0 it has never seen anything to denoise.
+
+    Raises:
+        UserError: the scheduler cannot be inverted.
     """
-    one = torch.ones((), device=latents.device)
-    levels = timestep_grid(len(alphas_cumprod), steps, depth)
-    alphas = [one, *(alphas_cumprod[t] for t in levels)]
-    for index, t in enumerate(levels):
-        # The network is asked at the level it is carried to: asked at level 0 it has never seen anything to denoise.
-        v = predict(latents, torch.full((len(latents),), t, device=latents.device))
-        latents = (
-            _moved(latents, v, alphas[index], alphas[index + 1]) if index else _first(latents, v, alphas[1])
-        )
+    respaced = _Respaced.of(scheduler, steps, depth)
+    for t in respaced.up.timesteps:
+        v = respaced.asked(predict, latents, t)
+        latents = respaced.up.step(v, t, latents, return_dict=False)[0]
     return latents
-
-
-def _first(latents: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
-    """Leave noise level 0, where the trajectory's noise is v itself."""
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * v
 
 
 @torch.no_grad()
 def decode(
-    alphas_cumprod: Tensor,
+    scheduler: Any,
     noisy: Tensor,
     predict: Prediction,
     *,
@@ -69,22 +176,26 @@ def decode(
     """Return clean latents (B, L, h, w) from latents at noise level `depth`; undoes `invert` up to its error.
 
     Args:
-        alphas_cumprod: (T,), the share of the variance that is signal, by timestep.
+        scheduler: of diffusers; says what the levels are and how to step.
         noisy: latents (B, L, h, w) at noise level `depth`.
         predict: the denoiser under its context.
         steps: network evaluations.
         depth: in (0, 1].
         correct: changes the predicted clean latents at a step that is so far, in (0, 1], from the end; the noise
             is adapted so that the noisy latents stay where they are.
+
+    Raises:
+        UserError: the scheduler cannot be inverted.
     """
-    levels = timestep_grid(len(alphas_cumprod), steps, depth)
-    alphas = [torch.ones((), device=noisy.device), *(alphas_cumprod[t] for t in levels)]
-    for index in reversed(range(steps)):
-        alpha = alphas[index + 1]
-        v = predict(noisy, torch.full((len(noisy),), levels[index], device=noisy.device))
-        clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * v
+    respaced = _Respaced.of(scheduler, steps, depth)
+    for index, t in enumerate(respaced.down.timesteps):
+        v = respaced.asked(predict, noisy, t)
         if correct is not None:
-            clean = correct(clean, (index + 1) / steps)
-        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-        noisy = alphas[index].sqrt() * clean + (1 - alphas[index]).sqrt() * noise
+            alpha = respaced.down.alphas_cumprod[int(t)]
+            clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * v
+            corrected = correct(clean, (steps - index) / steps)
+            if corrected is not clean:
+                # The scheduler takes what the network would have said of these clean latents.
+                v = (alpha.sqrt() * noisy - corrected) / (1 - alpha).sqrt()
+        noisy = respaced.down.step(v, t, noisy, return_dict=False)[0]
     return noisy

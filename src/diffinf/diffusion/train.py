@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
-from diffinf.diffusion.autoencoder import AutoencoderSpec, DiffusionAutoencoder
-from diffinf.diffusion.first_stage import FirstStage
-from diffinf.errors import UserError
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
+from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
+from diffinf.diffusion.prior import PRIOR_CHECKPOINT, train_prior
+from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.run import write_json
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
@@ -88,33 +89,27 @@ def train_autoencoder(
 
     Raises:
         DivergedError: a loss became NaN or infinite.
-        UserError: patches and images do not fit.
+        UserError: first stage, denoiser and images do not fit.
     """
-    most = config.patch_size**2 * images.shape[1]
-    if config.latent_channels > most:
-        raise UserError(
-            f"autoencoder.latent_channels: found {config.latent_channels}, but a patch has {most} values; choose fewer"
-        )
-    if images.shape[2] % config.patch_size:
-        raise UserError(
-            f"autoencoder.patch_size: {config.patch_size} does not divide the images' side of {images.shape[2]} pixels"
-        )
+    first_stage, stage_history = fit_first_stage(
+        images, config, seed=seed, device=device, directory=directory
+    )
     spec = AutoencoderSpec(
         class_names=class_names,
         image_channels=images.shape[1],
         image_size=images.shape[2],
-        patch_size=config.patch_size,
-        latent_channels=config.latent_channels,
+        patch_size=first_stage.factor,
+        latent_channels=first_stage.latent_channels,
         attribute_size=config.attribute_size,
         appearance_size=config.appearance_size,
         unet_channels=tuple(config.unet_channels),
         unet_layers=config.unet_layers,
         identity_size=config.identity_size,
+        max_depth=config.max_depth,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = DiffusionAutoencoder(spec)
-    model.first_stage = FirstStage.fit(images, config.latent_channels, config.patch_size, config.whitening)
+        model = create_autoencoder(spec, first_stage)
     model.to(device)
     material = _Material(_latents(model, images), _latents(model, images.flip(3)), shares.float(), identities)
     guide_history = train_guide(
@@ -127,11 +122,29 @@ def train_autoencoder(
         directory=directory,
     )
     history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)
-    _set_code_statistics(model, material)
-    model.eval().requires_grad_(False).save(directory)
-    metrics = {"denoiser": history[-1], "guide": guide_history[-1], "history": history, "n": len(images)}
+    codes = _set_statistics(model, material)
+    metrics: dict[str, Any] = {
+        "denoiser": history[-1],
+        "guide": guide_history[-1],
+        "history": history,
+        "n": len(images),
+    }
+    if stage_history:
+        metrics["first_stage"] = stage_history[-1]
+    if config.prior_steps:
+        model.prior, prior_history = train_prior(
+            codes,
+            material.shares,
+            model.alphas_cumprod,
+            steps=config.prior_steps,
+            seed=seed,
+            device=device,
+            directory=directory,
+        )
+        metrics["prior"] = prior_history[-1]
+    model.freeze().save_pretrained(directory, dtype=torch.float16)
     write_json(directory / "metrics.json", metrics)
-    for name in (CHECKPOINT, GUIDE_CHECKPOINT):
+    for name in (CHECKPOINT, GUIDE_CHECKPOINT, FIRST_STAGE_CHECKPOINT, PRIOR_CHECKPOINT):
         (directory / name).unlink(missing_ok=True)
     return model
 
@@ -304,10 +317,12 @@ def _latents(model: DiffusionAutoencoder, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _set_code_statistics(model: DiffusionAutoencoder, material: _Material) -> None:
-    model.eval()
-    codes = torch.cat(
-        [model.encoder(part.to(model.device)).cpu() for part in torch.split(material.views[0], 256)]
-    )
+def _set_statistics(model: DiffusionAutoencoder, material: _Material) -> Tensor:
+    """Set the statistics of codes and latents; return the normalised codes (N, D), on the CPU."""
+    model.freeze()
+    latents = material.views[0]
+    codes = torch.cat([model.encoder(part.to(model.device)).cpu() for part in torch.split(latents, 256)])
     model.code_mean.copy_(codes.mean(0))
     model.code_std.copy_(codes.std(0).clamp_min(1e-6))
+    model.set_latent_statistics(latents)
+    return (codes - model.code_mean.cpu()) / model.code_std.cpu()

@@ -52,8 +52,8 @@ def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: Repair
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         return model.predict(noisy, t, context)
 
-    noisy = model.invert(latents, predict, steps=config.diffusion_steps, depth=config.depth)
-    back = model.decode(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
+    noisy = model.invert_latents(latents, predict, steps=config.diffusion_steps, depth=config.depth)
+    back = model.decode_latents(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return Inverted(code, noisy, model.to_images(back))
 
 
@@ -103,7 +103,7 @@ def decode_edit(
             return clean
         return guided(model, clean, labels, strength * config.guide_scale, config)
 
-    latents = model.decode(
+    latents = model.decode_latents(
         parts.noisy, predict, steps=config.diffusion_steps, depth=config.depth, correct=correct
     )
     return model.to_images(latents)

@@ -105,7 +105,9 @@ class DiffAE(nn.Module):
         noise: Tensor = self.network(noisy, timestep, context)
         return noise
 
-    def invert(self, latents: Tensor, predict: NoisePrediction, *, steps: int, depth: float = 1.0) -> Tensor:
+    def invert_latents(
+        self, latents: Tensor, predict: NoisePrediction, *, steps: int, depth: float = 1.0
+    ) -> Tensor:
         """Return images (B, C, H, W) in [-1, 1] carried up to noise level `depth`; at 1, the x_T of the paper.
 
         At depth 1 the network is asked `steps` times, below once less: there, the last timestep is where the
@@ -117,7 +119,7 @@ class DiffAE(nn.Module):
         last_alpha = float(self.alphas_cumprod[timesteps[-1]])
         return ddim_invert(latents, predict, self.alphas_cumprod, timesteps[:-1], last_alpha)
 
-    def decode(
+    def decode_latents(
         self,
         noisy: Tensor,
         predict: NoisePrediction,
@@ -126,7 +128,7 @@ class DiffAE(nn.Module):
         depth: float = 1.0,
         correct: Correction | None = None,
     ) -> Tensor:
-        """Return clean images (B, C, H, W) of what `invert` made with the same `steps` and `depth`."""
+        """Return clean images (B, C, H, W) of what `invert_latents` made with the same `steps` and `depth`."""
         timesteps = spaced_timesteps(self.config.timesteps, steps, depth)
         return ddim_decode(noisy, predict, self.alphas_cumprod, timesteps, correct)
 
