@@ -174,6 +174,24 @@ class AutoencoderConfig(StageConfig):
     identity_size: int = Field(32, ge=2, description="size of the identity embedding on the code")
     identity_margin: float = Field(0.2, ge=0, description="cosine margin between persons")
     identity_scale: float = Field(16.0, gt=0, description="scale of the cosines in the softmax")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the training; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the denoiser's activations twice instead of keeping them: less memory"
+    )
+    validation_share: float = Field(
+        0.02,
+        ge=0,
+        le=0.5,
+        description="share of the training images held out to measure the loss on: 32 to 512, none of too few",
+    )
+    sheets: int = Field(
+        3, ge=0, le=100, description="how often, over the training, sheets of faces are written"
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="where losses are logged beside metrics.json; its package is installed apart"
+    )
 
 
 class RepairConfig(StageConfig):

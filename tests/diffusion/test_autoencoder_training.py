@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffinf.config import AutoencoderConfig
-from diffinf.diffusion import train
+from diffinf.diffusion import objective, train
 from diffinf.diffusion.autoencoder import Denoiser, DiffusionAutoencoder
 from diffinf.diffusion.train import CHECKPOINT, GUIDE_CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
@@ -40,6 +40,7 @@ def settings(**changes: Any) -> AutoencoderConfig:
             "batch_size": 8,
             "learning_rate": 2e-3,
             "identity_size": 4,
+            "sheets": 0,
             **changes,
         }
     )
@@ -175,7 +176,7 @@ def test_no_deeper_noise_is_trained_on_than_asked(
 
 def test_the_adversary_turns_the_encoder_away() -> None:
     x = torch.tensor([1.0, -2.0], requires_grad=True)
-    turned = train._Reversed.apply(x)
+    turned = objective.Reversed.apply(x)
     assert torch.equal(turned, x)
     (gradient,) = torch.autograd.grad((turned * torch.tensor([3.0, 5.0])).sum(), x)
     assert torch.equal(gradient, torch.tensor([-3.0, -5.0]))
