@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ from diffinf.training.health import (
     STUCK_STEPS,
     Finding,
     code_findings,
+    diverged,
     latent_findings,
     loss_findings,
     use_findings,
 )
-from diffinf.training.loop import step_generator
+from diffinf.training.loop import DivergedError, step_generator
 from diffinf.training.sheets import write_sheet
 
 SHEETS = "sheets"  # folder below the autoencoder's
@@ -35,6 +37,7 @@ _LOOKS = (
 _LEAST, _MOST, _LARGEST_SHARE = 32, 512, 0.1
 _FACES, _EDITED_FACES, _CLASSES = 16, 8, 8  # on the sheets
 _DECODE_STEPS = 8
+_CHUNK = 32  # images at once, at least: without gradients they take little room
 
 Tell = Callable[..., Any]  # called with an event's name and its fields
 
@@ -123,6 +126,7 @@ class Monitor:
         self.latents, self.shares = latents[held], shares[held]
         self.checks = _moments(config.steps, CHECKS) if len(held) else set()
         self.sheets = _moments(config.steps, config.sheets) if config.sheets else set()
+        self.chunk = max(_CHUNK, config.batch_size)
         self.interval = max(1, min(50, config.steps // 8))
         self.window: list[dict[str, float]] = []
         self.history: list[dict[str, float]] = []
@@ -167,6 +171,11 @@ class Monitor:
 
     def _check(self, step: int) -> None:
         found = {"step": step, **self._held_out_errors()}
+        if not math.isfinite(found["v"]):  # of the last step's weights: no loss of a later step will tell
+            advice = f"lower autoencoder.learning_rate (now {self.config.learning_rate:g})"
+            raise DivergedError(
+                diverged("diffusion autoencoder, held-out images", step, {"loss": found["v"]}, advice)
+            )
         self.validation.append(found)
         self.tell("validation", **found)
         bands = [value for value in found["bands"] if value is not None]
@@ -190,9 +199,7 @@ class Monitor:
         generator = step_generator(self.seed, "validation", 0)
         own, shuffled = torch.zeros(2, BANDS, dtype=torch.float64)
         counts = torch.zeros(BANDS, dtype=torch.float64)
-        codes = torch.cat(
-            [self._appearance(part).cpu() for part in torch.split(self.latents, self.config.batch_size)]
-        )
+        codes = torch.cat([self._appearance(part).cpu() for part in torch.split(self.latents, self.chunk)])
         others = codes.roll(max(1, count // 2), 0)
         depth = self.config.max_depth * self.model.spec.timesteps
         for repeat in range(_repeats(count)):
@@ -213,7 +220,7 @@ class Monitor:
     def _errors(self, codes: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Return the mean squared errors of v (H,), float64 on the CPU."""
         parts = []
-        for rows in torch.split(torch.arange(len(codes)), self.config.batch_size):
+        for rows in torch.split(torch.arange(len(codes)), self.chunk):
             latents, drawn, level, code, shares = (
                 values[rows].to(self.model.device)
                 for values in (self.latents, noise, timestep, codes, self.shares)

@@ -76,7 +76,7 @@ def loss_findings(
 
 def code_findings(std: float) -> list[Finding]:
     """Look at the mean standard deviation of a code's components over images: near 0 it says nothing of them."""
-    if std >= COLLAPSED:
+    if not std < COLLAPSED:
         return []
     return [
         Finding(
