@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from diffinf.config import AutoencoderConfig, make_config, preset
 from diffinf.diffusion import monitor, train
 from diffinf.diffusion.autoencoder import Denoiser
-from diffinf.diffusion.monitor import BANDS, CHECKS, TrainingWarning, held_out, monitoring_evaluations
+from diffinf.diffusion.monitor import BANDS, TrainingWarning, held_out, monitoring_evaluations
 from diffinf.errors import UserError
 from diffinf.training.loop import DivergedError, batch_indices, fit
 from diffusion import training_process
@@ -65,7 +65,7 @@ def test_few_images_are_held_out_and_of_too_few_none() -> None:
 def test_the_loss_on_held_out_images_is_recorded_by_noise_level(whole: Path) -> None:
     found = metrics(whole)
     assert found["n"] == N and found["n_held_out"] == 32
-    assert [check["step"] for check in found["validation"]] == list(range(1, 9)) and CHECKS == 8
+    assert [check["step"] for check in found["validation"]] == [4, 8]
     for check in found["validation"]:
         assert len(check["bands"]) == BANDS and all(0 < value < 4 for value in check["bands"])
         # 64 looks at five levels: about as many at each.
@@ -173,7 +173,7 @@ def test_a_learning_rate_that_is_absurd_is_told(tmp_path: Path) -> None:
     assert "exploded" in {warning["kind"] for warning in recorded}
     assert len({warning["kind"] for warning in recorded}) == len(recorded)  # each once
     assert [fields for event, fields in told if event == "warning"] == recorded
-    assert sum(event == "validation" for event, _ in told) == CHECKS
+    assert [fields["step"] for event, fields in told if event == "validation"] == [16, 32]
 
 
 def test_a_training_that_diverges_says_where_and_what_to_try(tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
             assert torch.equal(both[0][key], both[1][key]), key
             # Adam makes a step of rounding where a gradient is nearly 0: few values, so the mean is bound tighter.
             difference = (both[0][key] - value).abs()
-            assert difference.max() < 1e-3 and difference.mean() < 1e-5, key
+            assert difference.max() < 1e-3 and difference.mean() < 5e-5, key
         ours, theirs = metrics(tmp_path / name), metrics(tmp_path / "alone" / name)
         assert ours["history"][-1] == pytest.approx(theirs["history"][-1], rel=1e-5)
         assert ours["guide"] == pytest.approx(theirs["guide"], rel=1e-6)
-        assert len(ours["validation"]) == CHECKS
+        assert len(ours["validation"]) == 2
         assert not list((tmp_path / name).glob("*.checkpoint"))

@@ -30,7 +30,7 @@ from diffinf.training.sheets import write_sheet
 
 SHEETS = "sheets"  # folder below the autoencoder's
 BANDS = 5  # of noise levels, each of the same width
-CHECKS = 8  # times the held-out images are looked at
+CHECKS = 8  # times the held-out images are looked at, fewer in short trainings
 _LOOKS = (
     320  # evaluations of held-out images at a check, about; with few images each is asked at several levels
 )
@@ -65,10 +65,15 @@ def _repeats(count: int) -> int:
 def monitoring_evaluations(config: AutoencoderConfig, n: int, classes: int) -> int:
     """Return how often one image goes through the denoiser, without a gradient, for all checks and sheets."""
     held = len(held_out(n, config.validation_share, 0))
-    checks = CHECKS * 2 * held * _repeats(held) if held else 0
+    checks = _checks(config.steps) * 2 * held * _repeats(held) if held else 0
     faces, edited = min(_FACES, n), min(_EDITED_FACES, n)
     sheet = _DECODE_STEPS * (2 * faces + edited * min(classes, _CLASSES))
     return checks + config.sheets * sheet
+
+
+def _checks(steps: int) -> int:
+    """How often the held-out images are looked at."""
+    return max(2, min(CHECKS, steps // 50))
 
 
 def _moments(steps: int, count: int) -> set[int]:
@@ -124,7 +129,7 @@ class Monitor:
         self.face_latents = latents[shown[:_FACES]]
         self.face_shares = shares[shown[:_FACES]]
         self.latents, self.shares = latents[held], shares[held]
-        self.checks = _moments(config.steps, CHECKS) if len(held) else set()
+        self.checks = _moments(config.steps, _checks(config.steps)) if len(held) else set()
         self.sheets = _moments(config.steps, config.sheets) if config.sheets else set()
         self.chunk = max(_CHUNK, config.batch_size)
         self.interval = max(1, min(50, config.steps // 8))
@@ -178,7 +183,7 @@ class Monitor:
             )
         self.validation.append(found)
         self.tell("validation", **found)
-        bands = [value for value in found["bands"] if value is not None]
+        bands = found["bands"]
         values = {"validation/v": found["v"], "validation/shuffled": found["shuffled"]}
         self.acceleration.log(
             {**values, **{f"validation/band_{index}": value for index, value in enumerate(bands)}}, step
