@@ -73,7 +73,7 @@ def monitoring_evaluations(config: AutoencoderConfig, n: int, classes: int) -> i
 
 def _checks(steps: int) -> int:
     """How often the held-out images are looked at."""
-    return max(2, min(CHECKS, steps // 50))
+    return max(2, min(CHECKS, steps // 100))
 
 
 def _moments(steps: int, count: int) -> set[int]:
@@ -93,7 +93,6 @@ class Monitor:
     def __init__(
         self,
         model: DiffusionAutoencoder,
-        averaged: nn.ModuleDict,
         config: AutoencoderConfig,
         acceleration: Acceleration,
         *,
@@ -105,11 +104,10 @@ class Monitor:
         directory: Path,
         tell: Tell | None = None,
     ) -> None:
-        """Watch the averaged weights of `model`.
+        """Take what is looked at; `watch` says whose weights.
 
         Args:
             model: gives shapes, noise schedule and first stage.
-            averaged: with `encoder` and `denoiser`, as they are averaged.
             config: settings.
             acceleration: precision and tracker.
             images: all training images, uint8 (N, C, H, W).
@@ -121,8 +119,8 @@ class Monitor:
             tell: hears of checks, sheets and warnings.
         """
         self.model, self.config, self.acceleration = model, config, acceleration
-        self.encoder = cast(SemanticEncoder, averaged["encoder"])
-        self.denoiser = cast(Denoiser, averaged["denoiser"])
+        self.encoder: SemanticEncoder = model.encoder
+        self.denoiser: Denoiser = model.denoiser
         self.seed, self.directory, self.tell = seed, directory, tell or (lambda *_, **__: None)
         shown = held if len(held) else torch.arange(0, len(images), max(1, len(images) // _FACES))
         self.faces = images[shown[:_FACES]]
@@ -138,6 +136,11 @@ class Monitor:
         self.validation: list[dict[str, Any]] = []
         self.warnings: list[dict[str, Any]] = []
         self.first_findings = latent_findings(float(latents.mean()), float(latents.std()))
+
+    def watch(self, averaged: nn.ModuleDict) -> None:
+        """Look at averaged weights, a module with `encoder` and `denoiser`, from now on."""
+        self.encoder = cast(SemanticEncoder, averaged["encoder"])
+        self.denoiser = cast(Denoiser, averaged["denoiser"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record so far."""
@@ -168,11 +171,11 @@ class Monitor:
             self._write_sheets(step)
 
     def _warn(self, step: int, findings: list[Finding]) -> None:
-        for kind, message in findings:
+        for kind, text in findings:
             if all(known["kind"] != kind for known in self.warnings):
-                self.warnings.append({"step": step, "kind": kind, "message": message})
-                self.tell("warning", step=step, kind=kind, message=message)
-                warnings.warn(f"diffusion autoencoder, step {step}: {message}", TrainingWarning, stacklevel=2)
+                self.warnings.append({"step": step, "kind": kind, "text": text})
+                self.tell("warning", step=step, kind=kind, text=text)
+                warnings.warn(f"diffusion autoencoder, step {step}: {text}", TrainingWarning, stacklevel=2)
 
     def _check(self, step: int) -> None:
         found = {"step": step, **self._held_out_errors()}

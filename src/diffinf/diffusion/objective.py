@@ -34,6 +34,7 @@ class Material:
         self.views, self.rows = views, torch.arange(views.shape[1]) if rows is None else rows
         self.shares = shares[self.rows]
         self.identities = None if identities is None else identities[self.rows]
+        self.persons = 0 if identities is None else int(identities.max()) + 1
 
     def __len__(self) -> int:
         """Return the number of images N."""

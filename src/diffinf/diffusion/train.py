@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
@@ -93,6 +92,7 @@ def train_autoencoder(
         model = DiffusionAutoencoder(spec)
     model.first_stage = FirstStage.fit(images, config.latent_channels, config.patch_size, config.whitening)
     model.to(device)
+    acceleration.agree(model)
     held = held_out(len(images), config.validation_share, seed)
     views = torch.stack([_latents(model, images), _latents(model, images.flip(3))])
     material = Material(views, shares.float(), identities, _others(held, len(images)))
@@ -108,12 +108,8 @@ def train_autoencoder(
             directory=directory,
             acceleration=acceleration,
         )
-    persons = 0 if identities is None else int(identities.max()) + 1
-    objective = Objective(model, config, persons=persons, seed=seed)
-    average = averaged(_trained(model), max_decay=config.ema_decay)
     monitor = Monitor(
         model,
-        cast(nn.ModuleDict, average.module),
         config,
         acceleration,
         images=images,
@@ -125,13 +121,12 @@ def train_autoencoder(
         tell=tell,
     )
     history = _train_denoiser(
-        model, objective, average, monitor, material, config, acceleration, seed=seed, directory=directory
+        model, material, config, monitor=monitor, acceleration=acceleration, seed=seed, directory=directory
     )
     _set_code_statistics(model, views[0])
-    model.eval().requires_grad_(False)
     if not acceleration.leads:
-        return model
-    model.save(directory)
+        return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).save(directory)
     metrics = {
         "denoiser": history[-1],
         "guide": guide_history[-1],
@@ -206,26 +201,21 @@ def train_guide(
     )
 
 
-def _trained(model: DiffusionAutoencoder) -> nn.ModuleDict:
-    """Return the parts whose weights are averaged, in training mode."""
-    parts = nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser})
-    return parts.train()
-
-
 def _train_denoiser(
     model: DiffusionAutoencoder,
-    objective: Objective,
-    average: AveragedModel,
-    monitor: Monitor,
     material: Material,
     config: AutoencoderConfig,
-    acceleration: Acceleration,
     *,
+    monitor: Monitor,
+    acceleration: Acceleration,
     seed: int,
     directory: Path,
 ) -> list[dict[str, float]]:
     """Train encoder and denoiser in place (the averaged weights end up in `model`); return the history."""
-    trained = _trained(model)
+    objective = Objective(model, config, persons=material.persons, seed=seed)
+    trained = nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser}).train()
+    average = averaged(trained, max_decay=config.ema_decay)
+    monitor.watch(cast(nn.ModuleDict, average.module))
     unet = model.denoiser.unet
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

@@ -146,6 +146,12 @@ class Acceleration:
             stacked = self._accelerator.reduce(stacked * weight, reduction="mean")
         return dict(zip(scalars, stacked.tolist(), strict=True))
 
+    def agree(self, module: nn.Module) -> None:
+        """Give `module` the weights and buffers that it has in the first process."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
