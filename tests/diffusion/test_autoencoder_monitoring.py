@@ -59,6 +59,7 @@ def test_few_images_are_held_out_and_of_too_few_none() -> None:
         assert len(held) == count == len(held.unique()) and torch.equal(held, held.sort().values)
         assert count == 0 or (held.min() >= 0 and held.max() < n)
     assert len(held_out(5000, 0.0, 0)) == 0
+    assert len(held_out(112, 0.4, 0)) == 45  # as many as were asked for, of few
     assert not torch.equal(held_out(320, 0.02, 0), held_out(320, 0.02, 1))
 
 

@@ -52,7 +52,7 @@ def held_out(n: int, share: float, seed: int) -> Tensor:
     At least 32 and at most 512; none where 32 would be more than a tenth of all, or where `share` is 0.
     """
     count = max(_LEAST, min(_MOST, round(share * n)))
-    if share == 0 or count > max(share, _LARGEST_SHARE) * n:
+    if share == 0 or count > max(round(share * n), int(_LARGEST_SHARE * n)):
         return torch.empty(0, dtype=torch.int64)
     return torch.randperm(n, generator=step_generator(seed, "held out", 0))[:count].sort().values
 
