@@ -269,7 +269,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     paths = os.pathsep.join([path for path in sys.path if path])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, worker, tmp_path], check=True, env=environment, timeout=300)
+    subprocess.run([*torchrun, worker, tmp_path], check=True, env=environment, timeout=900)
     for name, persons in (("known", True), ("unknown", False)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TrainingWarning)

@@ -17,7 +17,7 @@ def diffinf(*arguments: object, processes: int = 1) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "diffinf", "-q"]
     done = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600
+        [*command, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
 
