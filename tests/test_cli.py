@@ -67,7 +67,7 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--set", "classifier.stps=3"], "classifier.stps: no such setting"),
         (["--set", "classifier.steps"], "stage.field=value"),
         (["--limit", "0"], "data.limit"),
-        (["--preset", "huge"], "expected cpu, gpu or tiny"),
+        (["--preset", "huge"], "expected cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny"),
         (["--device", "abacus"], "abacus"),
         (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
         (["--classifier", "missing.safetensors"], "NAME:FILE.safetensors"),

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ COMPARED = ("compare.parquet", "compare")
 def execute(config: RunConfig, *, until: str = "report", out: Path | None = None, fresh: bool = False) -> Run:
     """Run the stages up to `until` ("train", "score", "train-autoencoder", "repair", "compare", "report").
 
-    Under `torchrun` the first process does this, and the others take their part of the self-influence.
+    Under `torchrun` the first process does this, and the others take their part of the self-influence and of the
+    autoencoder's training.
 
     Args:
         config: settings, the dataset among them.
@@ -95,9 +97,13 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
 
 
 def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
-    """Compute the parts of the self-influence that are this process's, each time the leader calls."""
-    while team.called():
-        _influence_values(Workspace(Run.open(path), dataset, team))
+    """Compute this process's part of the work that the leader calls to, each time it calls."""
+    while (work := team.called()) is not None:
+        workspace = Workspace(Run.open(path), dataset, team)
+        if work == "self-influence":
+            _influence_values(workspace)
+        else:
+            _train_autoencoder(workspace)
     return Run.open(path)
 
 
@@ -116,7 +122,7 @@ def repair_dataset(
         dataset: a dataset's folder, table, or a table's URL; docs/datasets.md lists what is known.
         out: the run's directory; none: runs/NAME-KEY.
         until: the last stage.
-        preset: "cpu", "gpu" or "tiny"; none: "gpu" where there is one, else "cpu".
+        preset: "cpu", "cpu-small", "gpu", "gpu-48", "gpu-128" or "tiny"; none: "gpu" where there is one, else "cpu".
         fresh: start over instead of continuing.
         settings: as in config.yaml: seed=1, data={"label": "age"}, classifier={"steps": 2000} ...
 
@@ -217,7 +223,7 @@ def _self_influence(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.influence
 
     def work() -> None:
-        workspace.team.call()
+        workspace.team.call("self-influence")
         values = _influence_values(workspace)
         save_tensors(run.path / "influence.safetensors", {"self_influence": torch.as_tensor(values)})
 
@@ -270,36 +276,54 @@ def train_autoencoder(workspace: Workspace) -> None:
         if config.weights is not None and imported is None:
             _take_weights(config.weights, workspace)
             return
-        from diffinf.diffusion.diffae.fit import fit_to_dataset
-        from diffinf.diffusion.train import train_autoencoder as train_on
-
-        labels = workspace.labels.numpy()
-        probabilities = load_crossfit(run.crossfit).logits.double().softmax(1).numpy()
-        joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
-        shares = torch.from_numpy(label_posterior(labels, probabilities, joint))
-        settings: dict[str, Any] = {
-            "class_names": workspace.dataset.class_names,
-            "seed": workspace.seed,
-            "device": workspace.device,
-            "directory": run.autoencoder,
-        }
-        if imported is not None:
-            fit_to_dataset(imported, workspace.images, shares, config, **settings)
+        if imported is None:
+            workspace.team.call("autoencoder")
+            _train_autoencoder(workspace)
             return
-        persons = workspace.identities
-        train_on(
-            workspace.images,
-            shares,
-            None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
-            config,
-            **settings,
-        )
+        from diffinf.diffusion.diffae.fit import fit_to_dataset
+
+        fit_to_dataset(imported, workspace.images, _shares(workspace), config, **_training(workspace))
 
     read: Any = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
     if imported is not None:
         read = [read, _trust_key(workspace)]
-    key = stage_key("train-autoencoder", workspace.inputs_key, config, read)
+    # What does not change the weights does not train them again.
+    settings = config.model_dump(mode="json", exclude={"gradient_checkpointing", "sheets", "tracker"})
+    key = stage_key("train-autoencoder", workspace.inputs_key, settings, read)
     run.stage("train-autoencoder", key, work, outputs=("autoencoder",))
+
+
+def _train_autoencoder(workspace: Workspace) -> None:
+    """Train the diffusion autoencoder, together with the other processes where there are some."""
+    from diffinf.diffusion.train import train_autoencoder as train_on
+
+    persons = workspace.identities
+    train_on(
+        workspace.images,
+        _shares(workspace),
+        None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
+        workspace.config.autoencoder,
+        tell=partial(workspace.run.event, "train-autoencoder"),
+        **_training(workspace),
+    )
+
+
+def _training(workspace: Workspace) -> dict[str, Any]:
+    """What every training of an autoencoder is given beside images and settings."""
+    return {
+        "class_names": workspace.dataset.class_names,
+        "seed": workspace.seed,
+        "device": workspace.device,
+        "directory": workspace.run.autoencoder,
+    }
+
+
+def _shares(workspace: Workspace) -> torch.Tensor:
+    """Return P(true class) of the training samples (N, K), as the out-of-fold classifiers and the labels have it."""
+    labels = workspace.labels.numpy()
+    probabilities = load_crossfit(workspace.run.crossfit).logits.double().softmax(1).numpy()
+    joint = refined_joint(labels, probabilities, confident_joint(labels, probabilities))
+    return torch.from_numpy(label_posterior(labels, probabilities, joint))
 
 
 def _trust_key(workspace: Workspace) -> list[str]:

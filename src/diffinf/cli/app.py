@@ -117,7 +117,10 @@ Set = Annotated[
     typer.Option("--set", help="stage.field=value, such as classifier.steps=2000. Repeatable."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="cpu, gpu or tiny (default: gpu where there is one, else cpu).")
+    str | None,
+    typer.Option(
+        help="cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny (default: gpu where there is one, else cpu)."
+    ),
 ]
 Estimate = Annotated[bool, typer.Option("--estimate", help="Print what it will cost, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
