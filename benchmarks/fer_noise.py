@@ -482,7 +482,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each arm (default 5)")
     parser.add_argument("--out", type=Path, default=Path("runs/fer-noise"), help="folder for everything")
     parser.add_argument("--prepare-only", action="store_true", help="write the dataset, print counts, stop")
-    parser.add_argument("--preset", choices=("cpu", "gpu", "tiny"), help="as for `diffinf run`")
+    parser.add_argument(
+        "--preset",
+        choices=("cpu", "cpu-small", "gpu", "gpu-48", "gpu-128", "tiny"),
+        help="as for `diffinf run`",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="stage.field=value", help="repeatable")
     parser.add_argument("--json", type=Path, help="report to write (default OUT/SUBSET.json)")
     return parser.parse_args(arguments)

@@ -54,7 +54,7 @@ def test_a_mistake_is_one_line_without_traceback_in_a_real_process(tmp_path: Pat
 
 def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "no such file or directory" in refused(capsys, "run", tmp_path / "none")
-    for stage in ("score", "train-autoencoder", "repair", "compare", "report"):
+    for stage in ("score", "train-autoencoder", "repair", "compare", "report", "restore"):
         assert "not a diffinf run" in refused(capsys, stage, tmp_path)
     assert "not a diffinf run" in refused(capsys, "predict", tmp_path, "x.png")
 
@@ -67,7 +67,7 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--set", "classifier.stps=3"], "classifier.stps: no such setting"),
         (["--set", "classifier.steps"], "stage.field=value"),
         (["--limit", "0"], "data.limit"),
-        (["--preset", "huge"], "expected cpu, gpu or tiny"),
+        (["--preset", "huge"], "expected cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny"),
         (["--device", "abacus"], "abacus"),
         (["--config", "missing.yaml"], "missing.yaml: no such settings file"),
         (["--classifier", "missing.safetensors"], "NAME:FILE.safetensors"),
@@ -78,6 +78,7 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--bins", "13,0"], "data.bins"),
         (["--bins", "5"], "data.bins"),
         (["--link", "soft"], "data.link"),
+        (["--policy", "drop"], "repair.policy"),
         (["--split", "part"], "no column 'part' for --split"),
     ],
 )
@@ -183,6 +184,20 @@ def test_estimate_and_json(capsys: pytest.CaptureFixture[str], folders: Path, tm
     assert not (tmp_path / "run").exists(), "an estimate starts nothing"
 
 
+def test_a_judge_of_identity_that_is_not_there_is_missed_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    options = ("--preset", "tiny", "--out", tmp_path / "run")
+    said = refused(capsys, "run", faces, *options, "--set", "repair.identity=persons")
+    assert "0 persons" in said and "--identity" in said
+    monkeypatch.setattr("diffinf.features.dlib_faces.find_spec", lambda _: None)
+    for command in (("run",), ("run", "--estimate")):
+        said = refused(capsys, *command, faces, *options, "--set", "repair.identity=dlib")
+        assert 'pip install "diffinf[face]"' in said
+    assert not (tmp_path / "run" / "classifier").exists()
+
+
 def test_an_estimate_times_the_imported_autoencoder(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -198,7 +213,8 @@ def test_an_estimate_times_the_imported_autoencoder(
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     main_ok("--version")
     assert capsys.readouterr().out.strip() == f"diffinf {diffinf.__version__}"
-    for command in ("demo", "render", "run", "train", "score", "repair", "compare", "report", "predict"):
+    commands = ("demo", "render", "run", "train", "score", "repair", "compare", "report", "predict")
+    for command in (*commands, "restore", "edit"):
         main_ok(command, "--help")
         assert "Usage" in capsys.readouterr().out
 

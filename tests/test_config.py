@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from diffinf.config import RunConfig, apply_overrides, make_config
+from diffinf.config import AutoencoderConfig, PresetName, RunConfig, apply_overrides, make_config
 from diffinf.errors import UserError
 
 
@@ -31,9 +32,19 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert config.classifier.batch_size == make_config("x", preset_name="tiny").classifier.batch_size
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu", "tiny"])
+@pytest.mark.parametrize("name", get_args(PresetName))
 def test_presets_are_valid(name: str) -> None:
-    assert make_config("x", preset_name=name).preset == name  # type: ignore[arg-type]
+    config = make_config("x", preset_name=name)  # type: ignore[arg-type]
+    assert config.preset == name
+    # What the U-Net takes: groups of 16 channels, heads of 32, and levels that halve the latents' side evenly.
+    widths = config.autoencoder.unet_channels
+    assert all(width % 32 == 0 for width in widths)
+    for size in {config.data.image_size or 48, 64}:
+        assert size % (config.autoencoder.patch_size * 2 ** (len(widths) - 1)) == 0
+
+
+def test_the_small_preset_is_the_cpu_s_autoencoder_spelled_out() -> None:
+    assert make_config("x", preset_name="cpu-small").autoencoder == AutoencoderConfig()
 
 
 @pytest.mark.parametrize(
@@ -47,6 +58,8 @@ def test_presets_are_valid(name: str) -> None:
         ("classifier.steps=[", "not YAML"),
         ("classifier=3", "classifier"),
         ("compare.arms=[magic]", "compare.arms"),
+        ("repair.identity=face", "repair.identity"),
+        ("repair.distill_images=5", "repair.distill_images"),
     ],
 )
 def test_bad_override_names_the_field(override: str, message: str) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffinf.influence.self_influence import self_influence
     from diffinf.pipeline import repair_dataset
     from diffinf.run import Run
+    from diffinf.stages.editing import edit_images
+    from diffinf.stages.restoring import restore_originals
 
 __version__ = "0.1.0"
 
@@ -31,11 +33,13 @@ __all__ = [
     "RunConfig",
     "UserError",
     "__version__",
+    "edit_images",
     "flag",
     "open_dataset",
     "render_dataset",
     "render_faces",
     "repair_dataset",
+    "restore_originals",
     "self_influence",
     "squared_gradient_norms",
 ]
@@ -45,11 +49,13 @@ _HOMES = {
     "FaceDataset": "data.dataset",
     "Run": "run",
     "RunConfig": "config",
+    "edit_images": "stages.editing",
     "flag": "influence.flag",
     "open_dataset": "data.dataset",
     "render_dataset": "data.rendered.write",
     "render_faces": "data.rendered.render",
     "repair_dataset": "pipeline",
+    "restore_originals": "stages.restoring",
     "self_influence": "influence.self_influence",
     "squared_gradient_norms": "influence.ghost",
 }

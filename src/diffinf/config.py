@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from diffinf.errors import UserError
 
 Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
-PresetName = Literal["cpu", "gpu", "tiny"]
+PresetName = Literal["cpu", "cpu-small", "gpu", "gpu-48", "gpu-128", "tiny"]
 EditorName = Literal["guided", "guide", "contexts", "renoised", "codes", "linear"]
+Identity = Literal["auto", "persons", "dlib", "none"]
+Policy = Literal["edit", "edit-or-relabel", "edit-or-drop"]
 DataFormat = Literal[
     "auto",
     "celeba",
@@ -191,17 +193,51 @@ class AutoencoderConfig(StageConfig):
     identity_size: int = Field(32, ge=2, description="size of the identity embedding on the code")
     identity_margin: float = Field(0.2, ge=0, description="cosine margin between persons")
     identity_scale: float = Field(16.0, gt=0, description="scale of the cosines in the softmax")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the training; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute the denoiser's activations twice instead of keeping them: less memory"
+    )
+    validation_share: float = Field(
+        0.02,
+        ge=0,
+        le=0.5,
+        description="share of the training images held out to measure the loss on: 32 to 512, none of too few",
+    )
+    sheets: int = Field(
+        3, ge=0, le=100, description="how often, over the training, sheets of faces are written"
+    )
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="where losses are logged beside metrics.json; its package is installed apart"
+    )
 
 
 class RepairConfig(StageConfig):
-    """Surrogate, edit and gate."""
+    """Surrogate, edit, gate, and what becomes of what the gate refuses."""
 
+    policy: Policy = Field(
+        "edit",
+        description="what becomes of a sample whose edit is refused, if its label is probably wrong: it is kept, "
+        "relabelled (edit-or-relabel) or dropped (edit-or-drop)",
+    )
     surrogate_steps: int = Field(600, ge=1, description="optimisation steps of the surrogate")
     code_steps: int = Field(60, ge=0, description="optimisation steps of an edited code")
     code_learning_rate: float = Field(0.1, gt=0, description="Adam's step on normalised codes")
     influence_weight: float = Field(0.3, ge=0, description="weight of the surrogate's term")
+    identity: Identity = Field(
+        "auto",
+        description="who judges whether it is still the same person: persons (an embedder trained on the persons that "
+        "the dataset names), dlib (a face recogniser, extra face) or none; auto: persons where enough are named, "
+        "else none",
+    )
     identity_weight: float = Field(
-        4.0, ge=0, description="weight of the identity head's term, where it was trained"
+        4.0, ge=0, description="weight of the identity head's term, where there is such a head"
+    )
+    distill_images: int = Field(
+        1000,
+        ge=100,
+        description="training images that dlib describes, to calibrate on and to train the identity head on the code",
     )
     proximity_weight: float = Field(
         0.2, ge=0, description="weight of the squared distance to the code as it was"
@@ -251,7 +287,11 @@ class RepairConfig(StageConfig):
         0.05, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
     identity_quantile: float = Field(
-        0.99, gt=0, lt=1, description="identity threshold: this quantile of pairs of different persons"
+        0.99,
+        gt=0,
+        lt=1,
+        description="identity threshold: this quantile of pairs of different persons, or of different images where "
+        "nobody names persons",
     )
     roundtrip_limit: float = Field(
         0.15, gt=0, description="largest mean absolute round-trip error in [-1, 1]"
@@ -305,24 +345,69 @@ class RunConfig(StageConfig):
         return build(cls, read_yaml(path), str(path))
 
 
+_ON_GPU: dict[str, Any] = {
+    "classifier": {
+        "name": "resnet18",
+        "steps": 6000,
+        "batch_size": 128,
+        "learning_rate": 1e-3,
+        "folds": 5,
+    },
+    "compare": {"seeds": 5},
+}
+
+
 def preset(name: PresetName) -> dict[str, Any]:
     """Return what a preset sets differently from the fields' defaults (which are those of "cpu").
 
-    "cpu": minutes to tens of minutes on two cores. "gpu": larger models, more steps. "tiny": seconds, for
-    tests; its figures mean nothing.
+    "cpu": minutes to tens of minutes on two cores. "cpu-small": its autoencoder for 32-64 px, spelled out, whatever
+    becomes of the defaults. "gpu": larger classifiers, more steps. "gpu-48" and "gpu-128": as "gpu", with an
+    autoencoder for 48-64 px and for 128 px on one modern GPU. "tiny": seconds, for tests; its figures mean nothing.
     """
     presets: dict[PresetName, dict[str, Any]] = {
         "cpu": {},
-        "gpu": {
-            "classifier": {
-                "name": "resnet18",
-                "steps": 6000,
-                "batch_size": 128,
-                "learning_rate": 1e-3,
-                "folds": 5,
+        "cpu-small": {
+            "autoencoder": {
+                "patch_size": 4,
+                "latent_channels": 16,
+                "unet_channels": [64, 96, 96],
+                "unet_layers": 1,
+                "steps": 1500,
+                "guide_steps": 1000,
+                "batch_size": 64,
+                "learning_rate": 8e-4,
+                "ema_decay": 0.995,
             },
-            "autoencoder": {"steps": 40_000, "batch_size": 128},
-            "compare": {"seeds": 5},
+        },
+        "gpu": {**_ON_GPU, "autoencoder": {"steps": 40_000, "batch_size": 128}},
+        "gpu-48": {
+            **_ON_GPU,
+            "autoencoder": {
+                "latent_channels": 16,
+                "appearance_size": 64,
+                "unet_channels": [128, 192, 256],
+                "unet_layers": 2,
+                "steps": 60_000,
+                "guide_steps": 4000,
+                "batch_size": 256,
+                "learning_rate": 2e-4,
+                "ema_decay": 0.9999,
+            },
+        },
+        "gpu-128": {
+            **_ON_GPU,
+            "data": {"image_size": 128},
+            "autoencoder": {
+                "latent_channels": 16,
+                "appearance_size": 128,
+                "unet_channels": [128, 256, 448],
+                "unet_layers": 2,
+                "steps": 150_000,
+                "guide_steps": 4000,
+                "batch_size": 64,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.9999,
+            },
         },
         "tiny": {
             "data": {"image_size": 32},
@@ -334,6 +419,7 @@ def preset(name: PresetName) -> dict[str, Any]:
                 "first_stage_steps": 12,
                 "prior_steps": 4,
                 "batch_size": 16,
+                "sheets": 1,
             },
             "repair": {
                 "surrogate_steps": 20,
@@ -346,6 +432,14 @@ def preset(name: PresetName) -> dict[str, Any]:
         },
     }
     return presets[name]
+
+
+def check_preset(name: object, source: str) -> PresetName:
+    """Return `name` if it is a preset's; else UserError that begins with `source`."""
+    names = get_args(PresetName)
+    if name not in names:
+        raise UserError(f"{source}: expected {', '.join(names[:-1])} or {names[-1]}, found {name!r}")
+    return cast(PresetName, name)
 
 
 def build(model: type[RunConfig], values: Any, source: str) -> RunConfig:
@@ -433,9 +527,7 @@ def make_config(
 ) -> RunConfig:
     """Put settings together: defaults, preset, YAML file, `values`, "stage.field=value"; the later wins."""
     from_file = read_yaml(file) if file else {}
-    chosen = from_file.get("preset", preset_name)
-    if chosen not in ("cpu", "gpu", "tiny"):
-        raise UserError(f"{file}: preset: expected cpu, gpu or tiny, found {chosen!r}")
+    chosen = check_preset(from_file.get("preset", preset_name), f"{file}: preset")
     nested = merge(merge(preset(chosen), from_file), values or {})
     nested.update(dataset=dataset, preset=chosen)
     return apply_overrides(build(RunConfig, nested, str(file) if file else "settings"), overrides or [])

@@ -22,7 +22,9 @@ from diffinf.classify.train import train_classifier
 from diffinf.config import RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
+from diffinf.features.dlib_faces import SECONDS
 from diffinf.influence.ghost import squared_gradient_norms
+from diffinf.stages.identifying import identity_provider
 from diffinf.stages.workspace import resolve_device
 from diffinf.training.loop import worker_count
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from diffinf.diffusion.interface import Autoencoder
 
 _TIMED_STEPS = 6
+_UNWATCHED: dict[str, Any] = {"validation_share": 0.0, "sheets": 0, "tracker": "none"}  # counted apart
+_FORWARD_SHARE = 1 / 3  # of a training step: the backward pass costs about two forward ones
 _TIMED_DIFFUSION_STEPS = 2  # of an imported network on a CPU, where one takes a second an image
 
 
@@ -113,9 +117,15 @@ class _Timing:
         seconds = guide * self._step(threads=torch.get_num_threads())
         if self.imported is not None:
             return [self._codes(), (f"{guide} steps of the guide", seconds)]
+        from diffinf.diffusion.monitor import monitoring_evaluations
+
+        step = self._autoencoder[0]
+        evaluations = monitoring_evaluations(self.config.autoencoder, self.n, self.spec.num_classes)
+        batches = evaluations / self.config.autoencoder.batch_size
         return [
             (f"{guide} steps of the guide", seconds),
-            (f"{steps} steps of the denoiser", steps * self._autoencoder[0]),
+            (f"{steps} steps of the denoiser", steps * step),
+            ("held-out images and sheets of faces", batches * step * _FORWARD_SHARE),
         ]
 
     def repair(self) -> Rows:
@@ -136,8 +146,15 @@ class _Timing:
         ]
         if self.imported is not None:
             rows.append(self._codes())
-        if self.dataset.identities is not None:
+        persons = self.dataset.identities
+        named = None if persons is None else persons[self.dataset.rows("train")]
+        provider = identity_provider(config.identity, named)
+        if provider == "persons":
             rows.append((f"identity embedder, {steps} steps", steps * step))
+        elif provider == "dlib":
+            taught = min(config.distill_images, self.n) / worker_count(self.config.compare.workers)
+            compared = flagged * (1 + decodes) / self.workers
+            rows.append(("faces described by dlib", SECONDS * (taught + compared)))
         return rows
 
     def compare(self) -> Rows:
@@ -206,7 +223,13 @@ class _Timing:
         seconds = []
         for steps in (1, 1 + _TIMED_STEPS):
             config = self.config.autoencoder.model_copy(
-                update={"steps": steps, "guide_steps": 1, "first_stage_steps": 1, "prior_steps": 0}
+                update={
+                    **_UNWATCHED,
+                    "steps": steps,
+                    "guide_steps": 1,
+                    "first_stage_steps": 1,
+                    "prior_steps": 0,
+                }
             )
             with tempfile.TemporaryDirectory() as folder, _silence():
                 start = time.perf_counter()

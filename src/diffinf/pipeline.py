@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from diffinf.classify.crossfit import cross_fit, load_crossfit
+from diffinf.classify.crossfit import cross_fit
 from diffinf.classify.model import to_input
 from diffinf.classify.train import load_checkpoints, train_classifier
 from diffinf.config import PresetName, RunConfig, make_config
@@ -30,9 +31,7 @@ from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
 from diffinf.diffusion.diffae.autoencoder import is_imported
 from diffinf.errors import UserError
-from diffinf.influence.noise import class_shares
 from diffinf.influence.self_influence import self_influence
-from diffinf.report import write_report
 from diffinf.run import (
     GROUP,
     Run,
@@ -42,23 +41,26 @@ from diffinf.run import (
     write_table,
 )
 from diffinf.stages.comparing import compare_run
+from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
+from diffinf.stages.refining import REFINED, refine
 from diffinf.stages.repairing import repair_run
 from diffinf.stages.scoring import score_run
-from diffinf.stages.summary import write_summary
+from diffinf.stages.summary import write_results
 from diffinf.stages.team import Team
 from diffinf.stages.workspace import Workspace, default_preset
 
 # What the stages whose results rest on others' leave: stale once the others run again.
 MEASURED = ("detection.json", "detection.png")
-REPAIRED = ("edits.parquet", "repair", "surrogate", "refined", "refined.provenance.parquet")
+REPAIRED = ("repair", "surrogate")
 COMPARED = ("compare.parquet", "compare")
 
 
 def execute(config: RunConfig, *, until: str = "report", out: Path | None = None, fresh: bool = False) -> Run:
     """Run the stages up to `until` ("train", "score", "train-autoencoder", "repair", "compare", "report").
 
-    Under `torchrun` the first process does this, and the others take their part of the self-influence.
+    Under `torchrun` the first process does this, and the others take their part of the self-influence and of the
+    autoencoder's training.
 
     Args:
         config: settings, the dataset among them.
@@ -81,6 +83,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
+        identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
         _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():
@@ -93,9 +96,13 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
 
 
 def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
-    """Compute the parts of the self-influence that are this process's, each time the leader calls."""
-    while team.called():
-        _influence_values(Workspace(Run.open(path), dataset, team))
+    """Compute this process's part of the work that the leader calls to, each time it calls."""
+    while (work := team.called()) is not None:
+        workspace = Workspace(Run.open(path), dataset, team)
+        if work == "self-influence":
+            _influence_values(workspace)
+        else:
+            _train_autoencoder(workspace)
     return Run.open(path)
 
 
@@ -114,7 +121,7 @@ def repair_dataset(
         dataset: a dataset's folder, table, or a table's URL; docs/datasets.md lists what is known.
         out: the run's directory; none: runs/NAME-KEY.
         until: the last stage.
-        preset: "cpu", "gpu" or "tiny"; none: "gpu" where there is one, else "cpu".
+        preset: "cpu", "cpu-small", "gpu", "gpu-48", "gpu-128" or "tiny"; none: "gpu" where there is one, else "cpu".
         fresh: start over instead of continuing.
         settings: as in config.yaml: seed=1, data={"label": "age"}, classifier={"steps": 2000} ...
 
@@ -134,12 +141,6 @@ def default_directory(config: RunConfig) -> Path:
     data = config.data.model_dump(mode="json", exclude={"groups"})  # no stage reads them
     key = stage_key(config.dataset, data, config.seed)
     return Path("runs") / f"{Path(config.dataset).stem}-{key[:8]}"
-
-
-def write_results(run: Run) -> None:
-    """Write summary.json and report.html from the run's files."""
-    write_summary(run)
-    write_report(run.path)
 
 
 def train(workspace: Workspace) -> None:
@@ -221,7 +222,7 @@ def _self_influence(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config.influence
 
     def work() -> None:
-        workspace.team.call()
+        workspace.team.call("self-influence")
         values = _influence_values(workspace)
         save_tensors(run.path / "influence.safetensors", {"self_influence": torch.as_tensor(values)})
 
@@ -257,6 +258,7 @@ def score(workspace: Workspace) -> None:
         for name in MEASURED:  # of `diffinf detect`, on other scores
             (run.path / name).unlink(missing_ok=True)
         run.discard("repair", REPAIRED)
+        run.discard("refine", REFINED)
         run.discard("compare", COMPARED)
     if (truth := workspace.truth()) is not None:
         key = stage_key("evaluate-scores", run.key("score"), truth.tolist())
@@ -273,35 +275,46 @@ def train_autoencoder(workspace: Workspace) -> None:
         if config.weights is not None and imported is None:
             _take_weights(config.weights, workspace)
             return
-        from diffinf.diffusion.diffae.fit import fit_to_dataset
-        from diffinf.diffusion.train import train_autoencoder as train_on
-
-        labels = workspace.labels.numpy()
-        probabilities = load_crossfit(run.crossfit).logits.double().softmax(1).numpy()
-        shares = torch.from_numpy(class_shares(labels, probabilities))
-        settings: dict[str, Any] = {
-            "class_names": workspace.dataset.class_names,
-            "seed": workspace.seed,
-            "device": workspace.device,
-            "directory": run.autoencoder,
-        }
-        if imported is not None:
-            fit_to_dataset(imported, workspace.images, shares, config, **settings)
+        if imported is None:
+            workspace.team.call("autoencoder")
+            _train_autoencoder(workspace)
             return
-        persons = workspace.identities
-        train_on(
-            workspace.images,
-            shares,
-            None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
-            config,
-            **settings,
-        )
+        from diffinf.diffusion.diffae.fit import fit_to_dataset
+
+        fit_to_dataset(imported, workspace.images, workspace.class_shares(), config, **_training(workspace))
 
     read: Any = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
     if imported is not None:
         read = [read, _trust_key(workspace)]
-    key = stage_key("train-autoencoder", workspace.inputs_key, config, read)
+    # What does not change the weights does not train them again.
+    settings = config.model_dump(mode="json", exclude={"gradient_checkpointing", "sheets", "tracker"})
+    key = stage_key("train-autoencoder", workspace.inputs_key, settings, read)
     run.stage("train-autoencoder", key, work, outputs=("autoencoder",))
+
+
+def _train_autoencoder(workspace: Workspace) -> None:
+    """Train the diffusion autoencoder, together with the other processes where there are some."""
+    from diffinf.diffusion.train import train_autoencoder as train_on
+
+    persons = workspace.identities
+    train_on(
+        workspace.images,
+        workspace.class_shares(),
+        None if persons is None else torch.from_numpy(np.unique(persons, return_inverse=True)[1]),
+        workspace.config.autoencoder,
+        tell=partial(workspace.run.event, "train-autoencoder"),
+        **_training(workspace),
+    )
+
+
+def _training(workspace: Workspace) -> dict[str, Any]:
+    """What every training of an autoencoder is given beside images and settings."""
+    return {
+        "class_names": workspace.dataset.class_names,
+        "seed": workspace.seed,
+        "device": workspace.device,
+        "directory": workspace.run.autoencoder,
+    }
 
 
 def _trust_key(workspace: Workspace) -> list[str]:
@@ -336,12 +349,15 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
 
 
 def repair(workspace: Workspace) -> None:
-    """Edit the flagged samples, gate the edits, write edits.parquet, the pictures and the refined dataset."""
+    """Edit the flagged samples and gate the edits; then, by the policy, edits.parquet and the refined dataset."""
     run = workspace.run
-    key = stage_key("repair", run.key("score"), run.key("train-autoencoder"), workspace.config.repair)
+    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy"})
+    key = stage_key("repair", 2, run.key("score"), run.key("train-autoencoder"), settings)
+    if not run.is_done("repair", key):
+        run.discard("refine", REFINED)
     if run.stage("repair", key, lambda: repair_run(workspace), outputs=REPAIRED):
         run.discard("compare", COMPARED)
-        run.discard("evaluate-edits")
+    refine(run, workspace.dataset)
 
 
 def compare(workspace: Workspace) -> None:
@@ -349,10 +365,13 @@ def compare(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config
     settings = config.classifier.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
     compared = config.compare.model_dump(mode="json", exclude={"workers"})
-    key = stage_key("compare", run.key("repair"), settings, compared)
-    run.stage("compare", key, lambda: compare_run(workspace), outputs=COMPARED)
+    key = stage_key("compare", run.key("refine"), settings, compared)
+    if not run.compare.is_dir():
+        run.discard("compare")
+    # What is in compare/ stays: an arm whose material is the same need not be trained again.
+    run.stage("compare", key, lambda: compare_run(workspace), outputs=("compare.parquet",))
     if (truth := workspace.truth()) is not None:
-        key = stage_key("evaluate-edits", run.key("repair"), settings, truth.tolist())
+        key = stage_key("evaluate-edits", run.key("refine"), settings, truth.tolist())
         run.stage("evaluate-edits", key, lambda: evaluate_edits(workspace, truth))
 
 

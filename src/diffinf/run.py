@@ -172,6 +172,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def files_sha256(directory: Path, pattern: str) -> str | None:
+    """Return one sha256 of the files below `directory` that match `pattern`, names included; None if there are none."""
+    found = {path.relative_to(directory).as_posix(): file_sha256(path) for path in directory.glob(pattern)}
+    return stage_key(found) if found else None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
@@ -203,7 +209,9 @@ class Run:
         self.classifier = path / "classifier"  # baseline, checkpoints, dynamics; final/: the retrained model
         self.crossfit = path / "crossfit"
         self.autoencoder = path / "autoencoder"
-        self.repair = path / "repair"  # pictures of every attempt
+        self.repair = path / "repair"  # pictures and codes of every attempt
+        self.attempts = self.repair / "attempts.parquet"  # one row a flagged sample: what the gate said
+        self.restored = self.repair / "restored.json"  # ids whose originals were asked back
         self.surrogate = path / "surrogate"
         self.compare = path / "compare"  # predictions of the arms
         self.refined = path / "refined"  # the repaired dataset, in the layout it came in
@@ -275,6 +283,11 @@ class Run:
                 f"{path}: not a diffinf run directory; make one with `diffinf run DATASET --out {path}`"
             )
         return cls(path)
+
+    @property
+    def fingerprint(self) -> str:
+        """`FaceDataset.fingerprint` of the dataset that the run belongs to."""
+        return str(read_json(self._state / "run.json")["fingerprint"])
 
     @property
     def config(self) -> RunConfig:

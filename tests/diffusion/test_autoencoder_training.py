@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffinf.config import AutoencoderConfig
-from diffinf.diffusion import train
+from diffinf.diffusion import objective, train
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.networks import Denoiser
 from diffinf.diffusion.train import CHECKPOINT, GUIDE_CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
-from diffusion.tiny_autoencoder import pictures
+from diffusion.tiny_autoencoder import pictures, weights
 
 N = 24
 IMAGES = pictures(N, 0).clamp(0, 195)
@@ -42,6 +41,7 @@ def settings(**changes: Any) -> AutoencoderConfig:
             "learning_rate": 2e-3,
             "identity_size": 4,
             "prior_steps": 2,
+            "sheets": 0,
             **changes,
         }
     )
@@ -65,13 +65,6 @@ def train_here(
         device=CPU,
         directory=directory,
     )
-
-
-def weights(directory: Path) -> dict[str, Tensor]:
-    files = sorted(directory.glob("*/diffusion_pytorch_model.safetensors"))
-    return {
-        f"{path.parent.name}.{name}": values for path in files for name, values in load_file(path).items()
-    }
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -181,7 +174,7 @@ def test_no_deeper_noise_is_trained_on_than_asked(
 
 def test_the_adversary_turns_the_encoder_away() -> None:
     x = torch.tensor([1.0, -2.0], requires_grad=True)
-    turned = train._Reversed.apply(x)
+    turned = objective.Reversed.apply(x)
     assert torch.equal(turned, x)
     (gradient,) = torch.autograd.grad((turned * torch.tensor([3.0, 5.0])).sum(), x)
     assert torch.equal(gradient, torch.tensor([-3.0, -5.0]))

@@ -334,7 +334,7 @@ def test_an_unknown_class_is_refused_and_no_module_is_imported(
 @pytest.mark.parametrize("entry", [["diffusers", "EulerDiscreteScheduler"], ["os", "system"], [None, None]])
 def test_a_scheduler_without_an_inverse_is_refused(copy: Path, entry: Any) -> None:
     change(copy / "model_index.json", scheduler=entry)
-    with pytest.raises(UserError, match="scheduler: .*DDIMScheduler"):
+    with pytest.raises(UserError, match=r"scheduler: .*DDIMScheduler"):
         DiffusionAutoencoder.from_pretrained(copy)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
@@ -44,3 +47,11 @@ def make_autoencoder() -> DiffusionAutoencoder:
         model.code_std.uniform_(0.5, 2)
     model.set_latent_statistics(model.to_latents(pictures(64, 7)))
     return model.freeze()
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    """The saved weights of all components, by component and name."""
+    files = sorted(directory.glob("*/diffusion_pytorch_model.safetensors"))
+    return {
+        f"{path.parent.name}.{name}": values for path in files for name, values in load_file(path).items()
+    }

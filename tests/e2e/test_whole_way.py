@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from diffinf.run import Run, read_class_names, read_table
 
@@ -45,6 +49,42 @@ def whole(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     done = diffinf("run", faces, "--out", path, *OPTIONS, "--json")
     assert json.loads(done.stdout)["run"] == str(path), "JSON alone on stdout"
     return Run.open(path)
+
+
+def test_persons_judge_identity(whole: Run) -> None:
+    gate = json.loads((whole.repair / "gate.json").read_text())
+    assert (
+        gate["identity"]["judge"] == "persons" and gate["identity"]["threshold"] == gate["identity_threshold"]
+    )
+    assert (
+        gate["identity"]["calibrated_on"] == "pairs of different persons" and gate["identity"]["failed"] == 0
+    )
+    edits = read_table(whole.edits)
+    assert not edits["identity_similarity"].null_count and not edits["code_similarity"].null_count
+    assert not (whole.surrogate / "identity_head.json").exists()
+
+
+@pytest.mark.skipif(
+    find_spec("dlib") is None or find_spec("face_recognition_models") is None,
+    reason='the extra is not installed: pip install "diffinf[face]"',
+)
+def test_dlib_judges_identity_where_nobody_names_persons(faces: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    options = ("--identity", "", "--set", "repair.identity=dlib", "--set", "repair.distill_images=100")
+    diffinf("train", faces, "--out", path, *OPTIONS, *options)
+    diffinf("repair", path)
+    run = Run.open(path)
+    gate = json.loads((run.repair / "gate.json").read_text())
+    assert gate["identity"]["judge"] == "dlib" and 0.5 < gate["identity_threshold"] < 1
+    assert gate["identity"]["calibrated_on"] == "pairs of different images"
+    quality = json.loads((run.surrogate / "identity_head.json").read_text())
+    seen = round((1 - gate["identity"]["failed"]) * 100)
+    assert quality["trained"] + quality["held_out"] == seen and 0 <= quality["auroc"] <= 1
+    similar = [
+        value for value in read_table(run.edits)["identity_similarity"].to_pylist() if value is not None
+    ]
+    assert similar and max(similar) <= 1 + 1e-5
+    assert "dlib's face recogniser" in html.unescape(run.report.read_text())
 
 
 def test_summary_and_tables_agree(whole: Run) -> None:
@@ -80,6 +120,43 @@ def test_running_again_does_nothing_twice(whole: Run, faces: Path) -> None:
     diffinf("run", faces, "--out", whole.path, *OPTIONS)
     diffinf("repair", whole.path)
     assert [event for event in whole.events() if event["event"] == "start"] == before
+
+
+def stages_started(run: Run) -> list[str]:
+    return [event["stage"] for event in run.events() if event["event"] == "start"]
+
+
+def test_another_policy_then_all_originals_back(whole: Run, faces: Path, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(whole.path, tmp_path / "run")))
+    before = len(stages_started(run))
+    summary = json.loads(diffinf("repair", run.path, "--policy", "edit-or-drop", "--json").stdout)
+    assert stages_started(run)[before:] == ["refine"], "no edit is made anew"
+    assert summary["dropped"] > 0 and summary["arms_stale"] and summary["policy"] == "edit-or-drop"
+    codes = load_file(run.repair / "codes.safetensors")
+    assert len(codes["before"]) == len(codes["after"]) == summary["flagged"]
+    with safe_open(run.repair / "codes.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["ids"]) == read_table(run.edits)["id"].to_pylist()
+    summary = json.loads(diffinf("compare", run.path, "--json").stdout)
+    assert not summary["arms_stale"]
+    arms = {row["arm"]: row for row in read_table(run.comparison).to_pylist()}
+    assert arms["baseline"]["n_train"] - arms["diffinf"]["n_train"] == summary["dropped"]
+    seconds = {row["arm"]: row["seconds"] for row in read_table(whole.comparison).to_pylist()}
+    assert arms["baseline"]["seconds"] == seconds["baseline"], "an arm of the same material is kept"
+    found = json.loads(diffinf("restore", run.path, "--all", "--json").stdout)
+    assert len(found["restored"]) == summary["dropped"] + summary["edited"] and found["arms_stale"]
+    (path,) = run.refined.rglob("*.parquet")
+    assert pq.read_table(path, partitioning=None).equals(pq.read_table(faces))
+    diffinf("compare", run.path)
+    arms = {row["arm"]: row for row in read_table(run.comparison).to_pylist()}
+    assert arms["baseline"]["balanced_accuracy"] == arms["diffinf"]["balanced_accuracy"]
+
+
+def test_editing_a_picture_with_a_run(whole: Run, faces: Path, tmp_path: Path) -> None:
+    (tmp_path / "face.png").write_bytes(pq.read_table(faces)["image"][0].as_py()["bytes"])
+    options = ("--to", "happy", "--model", whole.path, "--out", tmp_path / "strip.png", "--json")
+    (row,) = json.loads(diffinf("edit", tmp_path / "face.png", *options).stdout)["pictures"]
+    assert row["read_by"] == "classifier" and not row["resized"] and row["from"] != "happy"
+    assert (tmp_path / "strip.png").stat().st_size > 1000
 
 
 def test_predict_and_report(whole: Run, tmp_path: Path, faces: Path) -> None:

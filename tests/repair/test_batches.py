@@ -112,6 +112,10 @@ def test_the_gentlest_edit_that_passes_is_kept_else_the_last_attempt(
     torch.testing.assert_close(found["identity"], kept + 100)
     torch.testing.assert_close(found["influence"], kept + 200)
     parts = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
+    codes = [autoencoder.code(autoencoder.to_latents(images)) for images in (IMAGES, found["edited"])]
+    torch.testing.assert_close(
+        found["code_similarity"], torch.cosine_similarity(*codes), rtol=1e-3, atol=1e-4
+    )
     for sample, strength in enumerate(found["strength"].tolist()):
         decoded = decode_edit(autoencoder, parts, Wish(moved, LABELS, SHOWN), strength, CONFIG)
         expected = keep_unchanged(IMAGES, parts.roundtrip, decoded, CONFIG)[sample]
@@ -151,9 +155,70 @@ def test_the_gate_has_its_models_in_the_order_of_the_folds(tmp_path: Path, folds
         "scope": "all",
         "influence_limits": [1.0, 2.0],
         "identity_threshold": None,
+        "identity": None,
     }
     write_json(tmp_path / "gate.json", gate)
     loaded = batches._gate(str(tmp_path), CONFIG.model_dump_json(), "cpu")
     for models in (loaded.judges, loaded.scorers):
         assert [model.head.bias[0].item() for model in models] == list(range(folds))
     assert loaded.embedder is None and loaded.influence_limits.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("threshold", [0.7, None])
+def test_the_gate_takes_the_judge_of_identity_that_the_settings_name(
+    tmp_path: Path, threshold: float | None
+) -> None:
+    spec = ClassifierSpec("small_cnn", 2, 1, 32)
+    for folder in ("crossfit/fold-0", "identity"):
+        save_classifier(tmp_path / folder, create_classifier(spec, 0), spec)
+    gate = {
+        "judges": str(tmp_path / "crossfit"),
+        "scorers": str(tmp_path / "crossfit"),
+        "scope": "all",
+        "influence_limits": [1.0, 2.0],
+        "identity_threshold": threshold,
+        "identity": {"judge": "persons", "threshold": threshold},
+    }
+    write_json(tmp_path / "gate.json", gate)
+    loaded = batches._gate(str(tmp_path), CONFIG.model_dump_json(), "cpu")
+    assert (loaded.embedder is not None) == (
+        threshold is not None
+    )  # a judge without a threshold cannot judge
+    if loaded.embedder is not None:
+        assert loaded.embedder.name == "persons" and loaded.identity_threshold == threshold
+
+
+def test_images_are_embedded_in_batches_that_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Means:
+        name, judges_identity = "means", True
+
+        def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            asked.append(len(images))
+            means = images.float().mean((1, 2, 3))
+            return means[:, None], means > means.min()
+
+    monkeypatch.setattr(batches, "identity_embedder", lambda judge, *_: Means() if judge == "dlib" else None)
+    write_material(tmp_path / "material", images=IMAGES)
+
+    def embed() -> dict[str, Tensor]:
+        return run_batches(
+            "embed_job",
+            tmp_path,
+            5,
+            config=CONFIG,
+            device=CPU,
+            workers=1,
+            description="faces",
+            settings={"judge": "dlib"},
+        )
+
+    found = embed()
+    torch.testing.assert_close(found["vectors"][:, 0], IMAGES.float().mean((1, 2, 3)))
+    assert found["found"].shape == (5,) and asked == [2, 2, 1]
+    (tmp_path / "embed_job-2.safetensors").unlink()
+    again = embed()
+    assert asked == [2, 2, 1, 2] and torch.equal(again["vectors"], found["vectors"])

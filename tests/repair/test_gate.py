@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from diffinf.classify.model import create_classifier, to_input
 from diffinf.config import RepairConfig
+from diffinf.features.codes import CodeEmbedder
+from diffinf.features.persons import PersonEmbedder
 from diffinf.repair.gate import PASSED, Gate, Verdict, by_fold, influence_limits
 
 CPU = torch.device("cpu")
@@ -48,6 +50,9 @@ class CornerEmbedder(nn.Module):
         return torch.stack([x[:, 0, :, 0].mean(1), x[:, 0, :, -1].mean(1)], dim=1)
 
 
+CORNERS = PersonEmbedder(CornerEmbedder(), to_input, CPU)
+
+
 def make_gate(**changes: Any) -> Gate:
     values: dict[str, Any] = {
         "judges": [BrightnessJudge()],
@@ -70,7 +75,7 @@ def check(gate: Gate, edited: Tensor, label: int, *, error: float = 0.0, origina
 @pytest.mark.parametrize("failing", [c for k in range(5) for c in itertools.combinations(ORDER, k)])
 def test_the_first_failure_in_order_is_the_reason(failing: tuple[str, ...]) -> None:
     gate = make_gate(
-        embedder=CornerEmbedder(),
+        embedder=CORNERS,
         identity_threshold=0.5,
         influence_limits=torch.full((2,), -1.0 if "influence" in failing else torch.inf),
     )
@@ -85,7 +90,7 @@ def test_the_first_failure_in_order_is_the_reason(failing: tuple[str, ...]) -> N
 
 
 def test_the_verdict_holds_what_the_judges_found() -> None:
-    verdict = check(make_gate(embedder=CornerEmbedder()), BRIGHT, label=1, original=DARK)
+    verdict = check(make_gate(embedder=CORNERS), BRIGHT, label=1, original=DARK)
     share = torch.sigmoid(torch.tensor(4.0))  # logits -2 and 2
     torch.testing.assert_close(verdict.judge, share[None])
     torch.testing.assert_close(verdict.identity, torch.tensor([-1.0]))
@@ -97,6 +102,49 @@ def test_without_an_embedder_identity_is_not_judged_and_passes() -> None:
     verdict = check(make_gate(embedder=None, identity_threshold=2.0), BRIGHT, label=1, original=DARK)
     assert verdict.identity.isnan().all()
     assert verdict.reasons == [PASSED]
+
+
+class SightedCorners:
+    """Sees a face in whatever is not all dark; it compares corners."""
+
+    name, judges_identity = "sighted", True
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = (images != 0).flatten(1).any(1)
+        return CORNERS.embed(images)[0] * found[:, None], found
+
+
+@pytest.mark.parametrize(
+    ("original", "edited", "reason"),
+    [
+        (BRIGHT, BRIGHT, PASSED),
+        (DARK, BRIGHT, PASSED),  # no face to begin with: nothing can be said
+        (BRIGHT, DARK, "identity"),  # there was a face
+        (DARK, DARK, PASSED),
+    ],
+)
+def test_a_face_that_is_gone_is_refused_and_one_never_found_is_not_judged(
+    original: Tensor, edited: Tensor, reason: str
+) -> None:
+    gate = make_gate(embedder=SightedCorners(), identity_threshold=0.5)
+    label = int(edited.any())  # the judge agrees
+    verdict = check(gate, edited, label, original=original)
+    assert verdict.reasons == [reason]
+    assert verdict.identity.isnan().item() == (not (original.any() and edited.any()))
+
+
+def test_each_row_is_compared_with_its_own_original() -> None:
+    gate = make_gate(embedder=SightedCorners(), identity_threshold=0.5)
+    zero, labels = torch.zeros(3, dtype=torch.long), torch.tensor([1, 0, 1])
+    originals, edited = torch.stack([DARK, BRIGHT, BRIGHT]), torch.stack([BRIGHT, DARK, BRIGHT])
+    verdict = gate.check(originals, edited, labels, zero, zero, torch.zeros(3))
+    assert verdict.reasons == [PASSED, "identity", PASSED]
+
+
+def test_similarity_that_is_not_of_persons_cannot_judge_identity() -> None:
+    codes = CodeEmbedder(lambda images: images.flatten(1).float())
+    with pytest.raises(ValueError, match="code similarity does not judge identity"):
+        make_gate(embedder=codes)
 
 
 @pytest.mark.parametrize(("error", "reason"), [(0.25, PASSED), (0.26, "roundtrip")])
@@ -136,9 +184,7 @@ def test_the_margin_is_that_over_the_best_other_class() -> None:
 def test_the_identity_must_be_as_similar_as_the_threshold(threshold: float, reason: str) -> None:
     half = BRIGHT.clone()
     half[..., -1] = 127  # (1, -0.004): some 45 degrees from (1, 1)
-    verdict = check(
-        make_gate(embedder=CornerEmbedder(), identity_threshold=threshold), half, 1, original=BRIGHT
-    )
+    verdict = check(make_gate(embedder=CORNERS, identity_threshold=threshold), half, 1, original=BRIGHT)
     assert verdict.identity.item() == pytest.approx(0.5**0.5, abs=0.01)
     assert verdict.reasons == [reason]
 
@@ -216,7 +262,12 @@ def test_it_works_with_the_classifier_of_the_runs() -> None:
     from diffinf.classify.model import ClassifierSpec
 
     models = [create_classifier(ClassifierSpec("small_cnn", 2, 1, 32), seed).eval() for seed in (0, 1)]
-    gate = make_gate(judges=models, scorers=models, embedder=models[0], identity_threshold=-1.1)
+    gate = make_gate(
+        judges=models,
+        scorers=models,
+        embedder=PersonEmbedder(models[0], to_input, CPU),
+        identity_threshold=-1.1,
+    )
     images = torch.randint(0, 255, (5, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     fold = torch.tensor([0, 1, 1, 0, 1])
     verdict = gate.check(images, images, torch.tensor([0, 1, 0, 1, 1]), fold, fold, torch.zeros(5))

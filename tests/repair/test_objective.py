@@ -169,6 +169,35 @@ def test_the_identity_term_counts_only_where_it_was_trained(
     assert found[True, 20.0][1]["identity"].mean() < 0.5 * found[True, 0.0][1]["identity"].mean()
 
 
+def test_a_head_that_is_given_takes_the_place_of_the_autoencoders(
+    autoencoder: DiffusionAutoencoder, prior: CodePrior, codes: Tensor, labels: Tensor
+) -> None:
+    def head(code: Tensor) -> Tensor:
+        return F.normalize(code[:, :2], dim=1)
+
+    start, code, y = codes[:5], codes[5:10], labels[:5]
+    own, given = (
+        objective_terms(autoencoder, LinearSurrogate(0), prior, code, start, y, chosen)
+        for chosen in (None, head)
+    )
+    torch.testing.assert_close(given["identity"], 1 - F.cosine_similarity(code[:, :2], start[:, :2]))
+    assert all(torch.equal(own[name], given[name]) for name in own if name != "identity")
+    free, held = (
+        optimise_codes(
+            autoencoder,
+            LinearSurrogate(0),
+            prior,
+            start,
+            1 - y,
+            RepairConfig(code_steps=20, identity_weight=20.0),
+            identity_known=known,
+            identity_head=head,
+        )[1]["identity"].mean()
+        for known in (False, True)
+    )
+    assert held < 0.5 * free
+
+
 def test_codes_move_alone_and_stay_without_steps(
     autoencoder: DiffusionAutoencoder, prior: CodePrior, codes: Tensor, labels: Tensor
 ) -> None:

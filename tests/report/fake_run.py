@@ -93,6 +93,7 @@ def make_run(
     evaluation = (
         _evaluation(path, score, flagged, wrong, labels, true, names, ids, statuses) if truth else None
     )
+    write_json(path / "repair" / "gate.json", _gate(identity))
     write_json(path / "surrogate" / "metrics.json", {"auroc": 0.871, "n": len(rows)})
     write_json(
         path / "autoencoder" / "metrics.json",
@@ -158,9 +159,32 @@ def _edits(
         "influence_before": 5 * draw(len(rows)),
         "influence_after": draw(len(rows)),
         "identity_similarity": 0.6 + 0.4 * draw(len(rows)) if identity else [None] * len(rows),
+        "code_similarity": 0.5 + 0.5 * draw(len(rows)),
         "roundtrip_error": 0.05 * draw(len(rows)),
         "path": [f"images/{name}.png" for name in ids[rows]],
         "source_sha256": ["0" * 64] * len(rows),
+    }
+
+
+def _gate(identity: bool) -> dict[str, Any]:
+    figures = {
+        "judge": "persons",
+        "calibrated_on": "pairs of different persons",
+        "quantile": 0.99,
+        "failed": 0.0,
+        "threshold": 0.42,
+        "accepted": 0.83,
+        "persons": 12,
+        "pairs_same": 310,
+        "pairs_other": 4200,
+        "edges": [-1.0, 0.0, 1.0],
+        "same": [0.1, 0.9],
+        "other": [0.7, 0.3],
+    }
+    return {
+        "identity_threshold": 0.42 if identity else None,
+        "identity": figures if identity else None,
+        "unreliable_classes": [],
     }
 
 

@@ -24,6 +24,15 @@ def test_helped():
     assert "so it is the editing that helps" in text
 
 
+def test_what_was_put_back_by_hand_is_not_said_to_have_failed_the_checks():
+    statuses = {"edited": 2, "kept": 5, "restored": 3, "dropped": 1}
+    _, text = words(Gain(0.81, 0.84, None), statuses=statuses)
+    assert (
+        "2 stayed as they were, because no edit passed the checks; 1 was dropped; 3 were put back by hand."
+        in text
+    )
+
+
 def test_not_helped():
     found, text = words(Gain(0.81, 0.815, difference(0.005, -0.01, 0.02)), difference(0.0, -0.02, 0.02))
     assert found.verdict == "unclear" and "did not help" in found.verdict_words

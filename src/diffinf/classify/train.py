@@ -267,7 +267,16 @@ class _Material:
         targets = [] if self.targets is None else [self.targets.tolist()]
         digest = image_digest(self.images, self.rows)
         return stage_key(
-            "classifier", 1, asdict(spec), settings, seed, record, digest, self.labels.tolist(), weights, *targets
+            "classifier",
+            1,
+            asdict(spec),
+            settings,
+            seed,
+            record,
+            digest,
+            self.labels.tolist(),
+            weights,
+            *targets,
         )
 
 

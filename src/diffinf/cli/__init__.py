@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import sys
 
-from diffinf.cli import datasets, detect, export, inspect, models, runs  # noqa: F401  (they add their commands)
+# They add their commands.
+from diffinf.cli import datasets, detect, edits, evaluate, export, inspect, models, runs  # noqa: F401
 from diffinf.cli.app import app
 from diffinf.errors import UserError
 

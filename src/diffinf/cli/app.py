@@ -101,6 +101,13 @@ Flags = Annotated[
     Path | None,
     typer.Option(help="Ids to repair, found elsewhere: text, CSV or Parquet.", rich_help_panel=DATA_PANEL),
 ]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes of a face whose edit is refused, if its label is probably wrong: edit (it is kept), "
+        "edit-or-relabel, edit-or-drop (default edit)."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Every random draw is a function of it (default 0).")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps (default auto).")]
 Out = Annotated[Path | None, typer.Option(help="The run's directory (default runs/NAME-KEY).")]
@@ -110,7 +117,10 @@ Set = Annotated[
     typer.Option("--set", help="stage.field=value, such as classifier.steps=2000. Repeatable."),
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="cpu, gpu or tiny (default: gpu where there is one, else cpu).")
+    str | None,
+    typer.Option(
+        help="cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny (default: gpu where there is one, else cpu)."
+    ),
 ]
 Estimate = Annotated[bool, typer.Option("--estimate", help="Print what it will cost, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]

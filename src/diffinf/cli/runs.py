@@ -32,6 +32,7 @@ from diffinf.cli.app import (
     Link,
     NormaliseLabels,
     Out,
+    Policy,
     Preset,
     Root,
     RunPath,
@@ -88,6 +89,7 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
         link: Link = None,
         classifier: Classifier = None,
         flags: Flags = None,
+        policy: Policy = None,
         seed: Seed = None,
         device: Device = None,
         out: Out = None,
@@ -121,6 +123,7 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
             "data": data,
             "classifier": own_classifier(classifier) if classifier else {},
             "influence": {"flags": flags and flags.resolve()},
+            "repair": {"policy": policy},
         }
         settings = run_settings(dataset, given(values), config, set_ or [], preset, from_scratch)
         path = Path(dataset) if out is None and is_run(dataset) else out
@@ -151,24 +154,53 @@ def _stage_command(until: str, doc: str) -> Callable[..., None]:
         estimate: Estimate = False,
         as_json: Json = False,
     ) -> None:
-        from diffinf.run import Run
-
-        Run.open(run)  # a dataset would be taken too, but silently as another run
-        values = {} if device is None else {"device": device}
-        settings = run_settings(str(run), values, None, set_ or [], None, from_scratch)
-        _execute(settings, until, run, fresh=False, estimate=estimate, as_json=as_json)
+        _take_further(run, until, {"device": device}, set_, from_scratch, estimate, as_json)
 
     command.__doc__ = doc
     return command
 
 
+def _take_further(
+    run: Path,
+    until: str,
+    values: dict[str, Any],
+    overrides: list[str] | None,
+    from_scratch: bool,
+    estimate: bool,
+    as_json: bool,
+) -> None:
+    """Take a run as far as the stage `until` with some settings changed."""
+    from diffinf.run import Run
+
+    Run.open(run)  # a dataset would be taken too, but silently as another run
+    settings = run_settings(str(run), given(values), None, overrides or [], None, from_scratch)
+    _execute(settings, until, run, fresh=False, estimate=estimate, as_json=as_json)
+
+
 for _name, _doc in (
     ("score", "Score every training sample (self-influence and others) and flag."),
     ("train-autoencoder", "Train the diffusion autoencoder, or take its weights."),
-    ("repair", "Edit the flagged samples, gate the edits, write the refined dataset."),
     ("compare", "Retrain: baseline, filter, relabel, resample, diffinf."),
 ):
     app.command(_name)(_stage_command(_name, _doc + " Stages before it that are not done are run first."))
+
+
+@app.command()
+def repair(
+    run: RunPath,
+    policy: Policy = None,
+    set_: Set = None,
+    device: Device = None,
+    from_scratch: FromScratch = False,
+    estimate: Estimate = False,
+    as_json: Json = False,
+) -> None:
+    """Edit the flagged samples, gate the edits, write the refined dataset.
+
+    Stages before it that are not done are run first.
+    """
+    values = {"device": device, "repair": {"policy": policy}}
+    _take_further(run, "repair", values, set_, from_scratch, estimate, as_json)
 
 
 @app.command()
@@ -177,7 +209,7 @@ def report(run: RunPath, as_json: Json = False) -> None:
     from diffinf.run import Run
 
     taken = Run.open(run)
-    from diffinf.pipeline import write_results
+    from diffinf.stages.summary import write_results
 
     write_results(taken)
     show(taken, as_json)

@@ -72,7 +72,7 @@ def run_settings(
     from_scratch: bool,
 ) -> Any:
     """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given."""
-    from diffinf.config import apply_overrides, build, make_config, merge
+    from diffinf.config import apply_overrides, build, check_preset, make_config, merge
     from diffinf.data.readers.remote import is_url, located
     from diffinf.run import Run
 
@@ -86,17 +86,17 @@ def run_settings(
         return apply_overrides(build(type(config), merged, "options"), overrides)
     if not is_url(dataset) and not Path(dataset).exists():
         raise UserError(f"{dataset}: no such file or directory; expected a dataset, or a run")
-    if preset not in (None, "cpu", "gpu", "tiny"):
-        raise UserError(f"--preset {preset}: expected cpu, gpu or tiny")
-    if preset is None:
+    if preset is not None:
+        chosen = check_preset(preset, "--preset")
+    else:
         from diffinf.stages.workspace import (
             default_preset,  # asks torch for a GPU: seconds that a mistake need not cost
         )
 
-        preset = default_preset(values.get("device", "auto"))
+        chosen = default_preset(values.get("device", "auto"))
     return make_config(
         located(dataset),
-        preset_name=preset,  # type: ignore[arg-type]
+        preset_name=chosen,
         file=file,
         values=values,
         overrides=overrides,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from diffinf.data.dataset import FaceDataset
 
 ACTIONS = ("edited", "relabelled", "dropped", "kept", "untouched", "quarantined")
+MADE_BY = b"made_by"  # schema metadata key of the provenance: settings and hashes of models, as JSON
 _MEANING = {
     "edited": "the image was replaced by a synthetic edit; the label is as annotated",
     "relabelled": "the label was changed; the image is as it was",
@@ -128,12 +130,23 @@ def dataset_card(dataset: FaceDataset, story: pa.Table, out: Path) -> str:
         lines += ["| what | reason | samples |", "|---|---|---|"]
         lines += [f"| {action} | {_cell(reason)} | {n} |" for (action, reason), n in sorted(reasons.items())]
         lines.append("")
-    lines += [*class_table(dataset), ""]
+    lines += [*class_table(dataset), "", *_makers(story)]
     lines.append(
         f"`{provenance_path(out).name}`, beside this folder, has a row for every sample: what was done and why, the"
         " label before and after, and the digest of the image as it was."
     )
     return "\n".join(lines) + "\n"
+
+
+def _makers(story: pa.Table) -> list[str]:
+    """Lines on what made the edits, where the provenance knows."""
+    made_by = json.loads((story.schema.metadata or {}).get(MADE_BY, b"{}"))
+    models = {role: digest for role, digest in made_by.pop("models", {}).items() if digest}
+    lines = [f"- {name}: `{value}`" for name, value in made_by.items()]
+    lines += [
+        f"- weights of the {role.replace('_', ' ')}, sha256: `{digest}`" for role, digest in models.items()
+    ]
+    return ["What made the edits:", "", *lines, ""] if lines else []
 
 
 def synthetic_notice(edited: int, total: int) -> str:

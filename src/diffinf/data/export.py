@@ -106,8 +106,11 @@ def refined_dataset(run: Run) -> tuple[FaceDataset, dict[str, str] | None]:
     dataset = open_dataset(path, settings, seed=config.seed)
     if not run.provenance.exists():
         return dataset, None
-    story = read_table(run.provenance)
-    return dataset, dict(zip(story["id"].to_pylist(), story["action"].to_pylist(), strict=True))
+    story = read_table(run.provenance).to_pylist()
+    actions = {row["id"]: row["action"] for row in story}
+    # Where the place tells the label, a relabelled sample is called by its new place.
+    moved = {row["path"]: row["action"] for row in story if row["action"] == "relabelled"}
+    return dataset, {**moved, **actions}
 
 
 def write_csv(table: pa.Table, out: Path) -> None:

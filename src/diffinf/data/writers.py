@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -10,9 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from diffinf.data.card import dataset_card, provenance, provenance_path
+from diffinf.data.card import MADE_BY, dataset_card, provenance, provenance_path
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.images import UnreadableImageError, reencode
 from diffinf.data.readers.base import Edits, relative_inside, resolve_inside
@@ -32,6 +33,7 @@ def write_refined(
     replace: bool = False,
     link: Literal["copy", "hard"] | None = None,
     reasons: Mapping[str, str] | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Write the dataset to the folder `out` in the layout it came in, with a dataset card README.md.
 
@@ -56,6 +58,7 @@ def write_refined(
         link: "hard" links untouched files where the file system can. An edit of one in place then edits the
             original as well, so "copy" is the default of the settings, which count where this is None.
         reasons: id -> why it was changed, or left although it was flagged; for card and provenance.
+        made_by: settings and hashes of models that made the edits; for card and provenance.
 
     Returns:
         id -> path relative to `out`: of the image, or of the table that holds it; without dropped and
@@ -92,6 +95,8 @@ def write_refined(
         with writing(out):
             paths = job.write()
             story = provenance(dataset, replacements, dropped, relabelled, reasons or {}, paths, job.folder)
+            if made_by is not None:
+                story = story.replace_schema_metadata({MADE_BY: json.dumps(made_by)})
             (job.folder / "README.md").write_text(dataset_card(dataset, story, out), encoding="utf-8")
             if out.exists():
                 out.rename(old)

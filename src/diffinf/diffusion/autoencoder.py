@@ -330,7 +330,7 @@ def create_autoencoder(spec: AutoencoderSpec, first_stage: FirstStage | None = N
 
 
 def spherical(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Return the interpolation on the sphere of a and b (N, ...), at 0 a, at 1 b; of nearly parallel ones the linear."""
+    """Return what lies between a and b (N, ...) on the sphere, at 0 a, at 1 b; of nearly parallel ones, on a line."""
     one, other = a.flatten(1), b.flatten(1)
     angle = F.cosine_similarity(one, other).clamp(-1, 1).acos()[:, None]
     near = angle.sin() < 1e-4

@@ -23,9 +23,17 @@ _STATISTICS_IMAGES = 2000
 
 
 def fit_first_stage(
-    images: Tensor, config: AutoencoderConfig, *, seed: int, device: torch.device, directory: Path
+    images: Tensor,
+    config: AutoencoderConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    directory: Path,
+    leads: bool = True,
 ) -> tuple[FirstStage, list[dict[str, float]]]:
     """Return the first stage of the settings, fitted to uint8 images (N, C, H, W), and the history of its training.
+
+    A process that does not lead gets the KL stage untrained: the leader's weights are handed to it afterwards.
 
     Raises:
         UserError: the settings and the images do not fit.
@@ -49,6 +57,8 @@ def fit_first_stage(
     except ValueError as error:
         raise UserError(f"autoencoder.first_stage_channels: {error}") from error
     _check_divides("first_stage_channels", stage.factor, side)
+    if not leads:
+        return stage.to(device).requires_grad_(False), []
     history = train_kl(
         stage.to(device),
         images,

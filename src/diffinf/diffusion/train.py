@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,53 +16,18 @@ from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
+from diffinf.diffusion.monitor import Monitor, Tell, held_out
+from diffinf.diffusion.objective import Material, Objective, Views, draw_batch
 from diffinf.diffusion.prior import PRIOR_CHECKPOINT, train_prior
 from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.run import write_json
+from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
 
+SHARED = ("first_stage", "encoder", "denoiser")  # what every process trains with
 CHECKPOINT = "training.checkpoint"
 GUIDE_CHECKPOINT = "guide.checkpoint"
-
-
-class _Reversed(torch.autograd.Function):
-    """The identity whose gradient is turned round (arXiv 1409.7495): what helps the adversary hurts the encoder."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return -gradients[0]
-
-
-class Views(Protocol):
-    """Training images as latents, with estimated shares of the classes (N, K)."""
-
-    shares: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of images N."""
-
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return latents (B, L, h, w) of the images at `indices` (B,), each mirrored or not."""
-
-
-class _Material:
-    """What every step draws from: latents of the images and of their mirror images, shares, identities."""
-
-    def __init__(self, latents: Tensor, mirrored: Tensor, shares: Tensor, identities: Tensor | None) -> None:
-        self.views = torch.stack([latents, mirrored])
-        self.shares, self.identities = shares, identities
-
-    def __len__(self) -> int:
-        return len(self.shares)
-
-    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        view = (torch.rand(len(indices), generator=generator) < 0.5).long()
-        return self.views[view, indices]
 
 
 def train_autoencoder(
@@ -73,8 +40,12 @@ def train_autoencoder(
     seed: int,
     device: torch.device,
     directory: Path,
+    tell: Tell | None = None,
 ) -> DiffusionAutoencoder:
     """Train on uint8 images (N, C, H, W) and write the result and its metrics to `directory`.
+
+    Processes that torchrun started call this alike: they share each batch of encoder and denoiser, the first trains
+    the guide (its batch norms want whole batches) and writes.
 
     Args:
         images: training images.
@@ -85,14 +56,20 @@ def train_autoencoder(
         class_names: names of the K classes.
         seed: all randomness is a function of it.
         device: where to train.
-        directory: where weights, metrics and, while training, the resumable state are written.
+        directory: where weights, metrics, sheets and, while training, the resumable state are written.
+        tell: called with an event's name and its fields on every check, sheet and warning.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
-        UserError: first stage, denoiser and images do not fit.
+        UserError: first stage, denoiser and images do not fit, the device does not have the precision, a tracker is
+            missing, or there are more processes than samples in a batch.
     """
+    acceleration = Acceleration(
+        device, precision=config.precision, tracker=config.tracker, directory=directory / "tracker"
+    )
+    acceleration.share(config.batch_size)
     first_stage, stage_history = fit_first_stage(
-        images, config, seed=seed, device=device, directory=directory
+        images, config, seed=seed, device=device, directory=directory, leads=acceleration.leads
     )
     spec = AutoencoderSpec(
         class_names=class_names,
@@ -111,30 +88,55 @@ def train_autoencoder(
         torch.manual_seed(seed)
         model = create_autoencoder(spec, first_stage)
     model.to(device)
-    material = _Material(_latents(model, images), _latents(model, images.flip(3)), shares.float(), identities)
-    guide_history = train_guide(
-        model.guide,
-        model.first_stage.decode,
-        material,
+    acceleration.agree(nn.ModuleDict({name: getattr(model, name) for name in SHARED}))
+    held = held_out(len(images), config.validation_share, seed)
+    views = torch.stack([_latents(model, images), _latents(model, images.flip(3))])
+    material = Material(views, shares.float(), identities, _others(held, len(images)))
+    guide_history = []
+    if acceleration.leads:
+        guide_history = train_guide(
+            model.guide,
+            model.first_stage.decode,
+            material,
+            config,
+            seed=seed,
+            device=device,
+            directory=directory,
+            acceleration=acceleration,
+        )
+    monitor = Monitor(
+        model,
         config,
+        acceleration,
+        images=images,
+        latents=views[0],
+        shares=shares.float(),
+        held=held,
         seed=seed,
-        device=device,
         directory=directory,
+        tell=tell,
     )
-    history = _train_denoiser(model, material, config, seed=seed, device=device, directory=directory)
-    codes = _set_statistics(model, material)
+    history = _train_denoiser(
+        model, material, config, monitor=monitor, acceleration=acceleration, seed=seed, directory=directory
+    )
+    codes = _set_statistics(model, views[0])
+    if not acceleration.leads:
+        return model.freeze()
     metrics: dict[str, Any] = {
         "denoiser": history[-1],
         "guide": guide_history[-1],
         "history": history,
+        "validation": monitor.validation,
+        "warnings": monitor.warnings,
         "n": len(images),
+        "n_held_out": len(held),
     }
     if stage_history:
         metrics["first_stage"] = stage_history[-1]
     if config.prior_steps:
         model.prior, prior_history = train_prior(
             codes,
-            material.shares,
+            shares.float(),
             model.alphas_cumprod,
             steps=config.prior_steps,
             seed=seed,
@@ -158,6 +160,7 @@ def train_guide(
     seed: int,
     device: torch.device,
     directory: Path,
+    acceleration: Acceleration | None = None,
 ) -> list[dict[str, float]]:
     """Train a guide in place to read the attribute through noise; return the history.
 
@@ -169,6 +172,7 @@ def train_guide(
         seed: all randomness is a function of it.
         device: where `guide` is.
         directory: where the resumable state is written.
+        acceleration: precision; none: float32.
 
     A classifier that has only seen clean images has gradients that no person would call a smile. One that must read
     through noise has to rely on what is large (arXiv 1906.00945), and its gradient draws it.
@@ -184,7 +188,10 @@ def train_guide(
         noisy = (clean + spread * torch.randn(clean.shape, generator=generator)).to(device)
         shift = torch.randint(-3, 4, (2,), generator=generator).tolist()
         images = to_pixels(noisy).roll(shift, (2, 3))
-        with seeded(step_seed(seed, "guide dropout", index), device):
+        precision: AbstractContextManager[None] = nullcontext()
+        if acceleration is not None and acceleration.precision != "float16":  # which needs a scale of its own
+            precision = acceleration.autocast()
+        with seeded(step_seed(seed, "guide dropout", index), device), precision:
             loss = F.cross_entropy(guide(images), material.shares[rows].to(device))
         for group in optimizer.param_groups:
             group["lr"] = config.guide_learning_rate * warmup_cosine(index, config.guide_steps)
@@ -199,116 +206,82 @@ def train_guide(
         state={"guide": guide, "optimizer": optimizer},
         checkpoint=directory / GUIDE_CHECKPOINT,
         description="guide",
+        advice=f"lower autoencoder.guide_learning_rate (now {config.guide_learning_rate:g})",
     )
 
 
 def _train_denoiser(
     model: DiffusionAutoencoder,
-    material: _Material,
+    material: Material,
     config: AutoencoderConfig,
     *,
+    monitor: Monitor,
+    acceleration: Acceleration,
     seed: int,
-    device: torch.device,
     directory: Path,
 ) -> list[dict[str, float]]:
     """Train encoder and denoiser in place (the averaged weights end up in `model`); return the history."""
-    trained = (
-        nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser}).train().requires_grad_(True)
-    )
-    persons = 0 if material.identities is None else int(material.identities.max()) + 1
-    with torch.random.fork_rng():
-        torch.manual_seed(seed + 1)
-        heads = nn.ModuleDict(
-            {
-                "adversary": nn.Sequential(
-                    nn.Linear(config.appearance_size, 64), nn.SiLU(), nn.Linear(64, material.shares.shape[1])
-                ),
-                "persons": nn.Linear(config.identity_size, max(1, persons), bias=False),
-            }
-        ).to(device)
+    objective = Objective(model, config, persons=material.persons, seed=seed)
+    trained = nn.ModuleDict({"encoder": model.encoder, "denoiser": model.denoiser}).train()
     average = averaged(trained, max_decay=config.ema_decay)
-    optimizer = torch.optim.AdamW(
-        [*trained.parameters(), *heads.parameters()], lr=config.learning_rate, weight_decay=1e-4
-    )
+    monitor.watch(cast(nn.ModuleDict, average.module))
+    unet = model.denoiser.unet
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=config.learning_rate, weight_decay=1e-4)
+    compute, stepper = acceleration.prepare(objective, optimizer)
+    part = acceleration.share(config.batch_size)
+    # Means over parts of unequal size, weighted so that their mean over the processes is the batch's.
+    weight = acceleration.size * (part.stop - part.start) / config.batch_size
 
     def step(index: int) -> dict[str, float]:
         generator = step_generator(seed, "denoiser", index)
         rows = batch_indices(len(material), config.batch_size, seed, index)
-        parts = _losses(model, heads, material, rows, config, generator, device)
+        batch = draw_batch(material, rows, config, model.spec.timesteps, generator, model.device, part)
+        parts = compute(batch)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warmup_cosine(index, config.steps, floor=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
+        stepper.zero_grad(set_to_none=True)
+        acceleration.backward(weight * parts["loss"] if acceleration.size > 1 else parts["loss"])
+        acceleration.clip(trained.parameters(), 1.0)
+        stepper.step()
         average.update_parameters(trained)
-        return {name: float(value.detach()) for name, value in parts.items()}
+        scalars = acceleration.means(parts, weight)
+        if acceleration.leads and math.isfinite(scalars["loss"]):
+            monitor.after(index + 1, scalars)
+        return scalars
 
     state: dict[str, Any] = {
         "trained": trained,
-        "heads": heads,
+        "heads": objective.heads,
         "average": average,
         "optimizer": optimizer,
+        "monitor": monitor,
+        **acceleration.state,
     }
+    acceleration.start_tracking("diffinf", config.model_dump(mode="json"))
     history = fit(
         step,
         steps=config.steps,
         state=state,
         checkpoint=directory / CHECKPOINT,
         description="diffusion autoencoder",
+        advice=f"lower autoencoder.learning_rate (now {config.learning_rate:g})",
+        leads=acceleration.leads,
+        resumed=acceleration.wait,
     )
+    acceleration.finish_tracking()
+    if config.gradient_checkpointing:
+        unet.disable_gradient_checkpointing()
     trained.load_state_dict(average.module.state_dict())
     return history
 
 
-def _losses(
-    model: DiffusionAutoencoder,
-    heads: nn.ModuleDict,
-    material: _Material,
-    rows: Tensor,
-    config: AutoencoderConfig,
-    generator: torch.Generator,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Return the loss of one batch and its parts: v error; attribute, adversary and identity on the code."""
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator).to(device)
-
-    clean = material.batch(rows, generator).to(device)  # (B, L, h, w)
-    shares = material.shares[rows].to(device)
-    code = model.encoder(clean)  # (B, D)
-    appearance = model.encoder.appearance(code)
-
-    noise = torch.randn(clean.shape, generator=generator).to(device)
-    t = torch.randint(
-        0, round(config.max_depth * model.spec.timesteps), (len(rows),), generator=generator
-    ).to(device)
-    alpha = model.alphas_cumprod[t][:, None, None, None]
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-    context = model.denoiser.context(
-        appearance,
-        shares,
-        keep_appearance=uniform(len(rows)) >= config.code_dropout,
-        keep_label=uniform(len(rows)) >= config.label_dropout,
-    )
-    parts = {"v": F.mse_loss(model.denoiser(noisy, t, context), target)}
-    parts["attribute"] = F.cross_entropy(model.encoder.attribute(code), shares)
-    parts["adversary"] = F.cross_entropy(heads["adversary"](_Reversed.apply(appearance)), shares)
-    loss = (
-        parts["v"]
-        + config.attribute_weight * parts["attribute"]
-        + config.adversary_weight * parts["adversary"]
-    )
-    if material.identities is not None:
-        persons = material.identities[rows].to(device)
-        cosine = model.encoder.identity(code) @ F.normalize(cast(nn.Linear, heads["persons"]).weight, dim=1).T
-        # CosFace (arXiv 1801.09414): the right person must win by a margin.
-        margin = config.identity_margin * F.one_hot(persons, cosine.shape[1])
-        parts["identity"] = F.cross_entropy(config.identity_scale * (cosine - margin), persons)
-        loss = loss + config.identity_weight * parts["identity"]
-    return {"loss": loss, **parts}
+def _others(held: Tensor, n: int) -> Tensor:
+    """Return the indices below n that are not among `held`."""
+    kept = torch.ones(n, dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero().squeeze(1)
 
 
 @torch.no_grad()
@@ -317,10 +290,9 @@ def _latents(model: DiffusionAutoencoder, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _set_statistics(model: DiffusionAutoencoder, material: _Material) -> Tensor:
+def _set_statistics(model: DiffusionAutoencoder, latents: Tensor) -> Tensor:
     """Set the statistics of codes and latents; return the normalised codes (N, D), on the CPU."""
     model.freeze()
-    latents = material.views[0]
     codes = torch.cat([model.encoder(part.to(model.device)).cpu() for part in torch.split(latents, 256)])
     model.code_mean.copy_(codes.mean(0))
     model.code_std.copy_(codes.std(0).clamp_min(1e-6))

@@ -44,6 +44,15 @@ def percentile_interval(estimate: float, draws: Floats, confidence: float = 0.95
     return Interval(float(estimate), float(low), float(high))
 
 
+def ratio_interval(
+    numerator: float, denominator: float, numerator_draws: Floats, denominator_draws: Floats
+) -> Interval | None:
+    """Interval of a ratio from resampled values (B,) of both; None where the denominator is or may be 0."""
+    if denominator <= 0 or not (denominator_draws > 0).all():
+        return None
+    return percentile_interval(numerator / denominator, numerator_draws / denominator_draws)
+
+
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a share: right at 0, at n and for small n, where the normal one is not.
 

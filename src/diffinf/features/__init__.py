@@ -1,1 +1,1 @@
-"""Identity and image embedders behind one interface."""
+"""Who is shown: embedders behind one interface, what their similarities mean, and a differentiable copy of one."""

@@ -18,9 +18,11 @@ from diffinf.classify.model import load_classifier
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
+from diffinf.features.codes import CodeEmbedder
+from diffinf.features.interface import similarity
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Inverted, Wish
-from diffinf.repair.gate import PASSED, Gate
+from diffinf.repair.gate import PASSED, Gate, identity_embedder
 from diffinf.run import load_tensors, read_json, save_tensors
 from diffinf.training.loop import worker_count
 
@@ -43,7 +45,7 @@ def run_batches(
     """Run `function` of this module over `count` samples in batches; return its tensors, joined, rows in order.
 
     Args:
-        function: "take_apart_job" or "edit_job".
+        function: "take_apart_job", "edit_job" or "embed_job".
         scratch: holds material/ (arrays of all samples) and receives the batches.
         count: number of samples.
         config: settings of the repair.
@@ -93,13 +95,15 @@ def _gate(scratch: str, settings: str, device: str) -> Gate:
         folders = sorted(Path(path).glob("fold-*"), key=lambda folder: int(folder.name.removeprefix("fold-")))
         return [load_classifier(folder, device)[0] for folder in folders]
 
-    identity = directory / "identity"
+    identity = gate.get("identity")
     return Gate(
         judges=fold_models(gate["judges"]),
         scorers=fold_models(gate["scorers"]),
         influence_limits=torch.tensor([math.inf if x is None else x for x in gate["influence_limits"]]),
         scope=gate["scope"],
-        embedder=load_classifier(identity, device)[0] if identity.exists() else None,
+        embedder=None
+        if gate["identity_threshold"] is None
+        else identity_embedder(identity["judge"], directory / "identity", torch.device(device)),
         identity_threshold=gate["identity_threshold"] or 0.0,
         config=RepairConfig.model_validate_json(settings),
         device=torch.device(device),
@@ -179,6 +183,20 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
         pending = pending[again]
         if not len(pending):
             break
+    codes = CodeEmbedder(
+        lambda images: model.code(model.to_latents(images.to(model.device))), model.encode_batch
+    )
+    result["code_similarity"] = similarity(codes, material["images"], result["edited"]).cosine
     save_tensors(Path(job["path"]), result)
     report(count)
+    return {}
+
+
+def embed_job(job: Job, report: Report) -> dict[str, Any]:
+    """Embed a batch of images by the judge of identity that the job names."""
+    scratch, rows = Path(job["scratch"]), slice(job["start"], job["stop"])
+    judge = identity_embedder(job["judge"], scratch, torch.device(job["device"]))
+    vectors, found = judge.embed(read_material(scratch / "material")["images"][rows])
+    save_tensors(Path(job["path"]), {"vectors": vectors, "found": found})
+    report(job["stop"] - job["start"])
     return {}

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from diffinf.classify.model import predict, to_input
+from diffinf.classify.model import load_classifier, predict, to_input
 from diffinf.config import RepairConfig
-from diffinf.features.identity import embed
+from diffinf.features.dlib_faces import DlibFaces
+from diffinf.features.interface import IdentityEmbedder, similarity
+from diffinf.features.persons import PersonEmbedder
 from diffinf.influence.ghost import Scope, squared_gradient_norms
 
 PASSED = ""
@@ -27,7 +30,7 @@ class Verdict:
     Attributes:
         reasons: (B,) "" for an edit that passed, else judge, identity, roundtrip or influence.
         judge: P(label) under the judge, (B,).
-        identity: cosine of original and edit, (B,); NaN where identity is not judged.
+        identity: cosine of original and edit, (B,); NaN where identity is not judged, or no face is found any more.
         influence: self-influence of the edit, (B,).
     """
 
@@ -46,7 +49,8 @@ class Gate:
         scorers: one a fold of the scoring cross-fit, for the self-influence.
         influence_limits: (K,) largest self-influence of an edit, by class.
         scope: parameters of the self-influence.
-        embedder: tells persons apart; None where nothing does.
+        embedder: tells persons apart; None where nothing does. An original in which it finds no face is not judged; an
+            edit in which it finds none any more has lost the person.
         identity_threshold: least cosine of original and edit.
         config: the other thresholds.
         device: where the judges are.
@@ -56,10 +60,15 @@ class Gate:
     scorers: list[nn.Module]
     influence_limits: Tensor
     scope: Scope
-    embedder: nn.Module | None
+    embedder: IdentityEmbedder | None
     identity_threshold: float
     config: RepairConfig
     device: torch.device
+
+    def __post_init__(self) -> None:
+        """Refuse similarities that say nothing about the person."""
+        if self.embedder is not None and not self.embedder.judges_identity:
+            raise ValueError(f"{self.embedder.name} does not judge identity")
 
     def check(
         self,
@@ -87,15 +96,14 @@ class Gate:
             self.scorers, score_fold, lambda model, rows: self.influence_of(model, edited[rows], labels[rows])
         )
         identity = torch.full((len(edited),), float("nan"))
+        lost = torch.zeros(len(edited), dtype=torch.bool)
         if self.embedder is not None:
-            vectors = [
-                embed(self.embedder, x, to_input=to_input, device=self.device) for x in (originals, edited)
-            ]
-            identity = (vectors[0] * vectors[1]).sum(1)
+            alike = similarity(self.embedder, originals, edited)
+            identity, lost = alike.cosine, alike.before & ~alike.after
         failed = {
             "roundtrip": roundtrip_error > self.config.roundtrip_limit,
             "judge": own - others <= self.config.judge_margin,
-            "identity": identity < self.identity_threshold,  # False where it is NaN
+            "identity": lost | (identity < self.identity_threshold),  # False where it is NaN
             "influence": influence > self.influence_limits[labels],
         }
         reasons = [
@@ -116,6 +124,17 @@ class Gate:
             for part, part_labels in zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
         ]
         return torch.cat(parts).float()
+
+
+def identity_embedder(judge: str, directory: Path, device: torch.device) -> IdentityEmbedder:
+    """Return the embedder called `judge`, persons or dlib; that of persons was saved in `directory`.
+
+    Raises:
+        UserError: dlib is not installed.
+    """
+    if judge == DlibFaces.name:
+        return DlibFaces()
+    return PersonEmbedder(load_classifier(directory, device)[0], to_input, device)
 
 
 def by_fold(models: list[nn.Module], fold: Tensor, function: Apply) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder
 from diffinf.repair.surrogate import Surrogate
+
+ReadIdentity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def objective_terms(
     code: Tensor,
     start: Tensor,
     labels: Tensor,
+    identity_head: ReadIdentity | None = None,
 ) -> dict[str, Tensor]:
     """Return each term of the edit's objective, (B,) each, unweighted.
 
@@ -60,9 +64,12 @@ def objective_terms(
         code: normalised codes (B, D) being moved.
         start: normalised codes (B, D) of the images as they are.
         labels: assigned labels (B,).
+        identity_head: normalised codes (B, D) to unit vectors (B, I), in the place of the autoencoder's own head.
     """
     logits, identity = model.read_code(code)
     _, identity_start = model.read_code(start)
+    if identity_head is not None:
+        identity, identity_start = identity_head(code), identity_head(start)
     return {
         "label": F.cross_entropy(logits, labels, reduction="none"),
         # -log(1 - P(high influence)): its gradient does not vanish where the surrogate is sure.
@@ -82,8 +89,12 @@ def optimise_codes(
     config: RepairConfig,
     *,
     identity_known: bool,
+    identity_head: ReadIdentity | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Move normalised codes (B, D) until they agree with `labels`; the denoiser is not touched.
+
+    `identity_known` says whether there is a head that tells persons apart: `identity_head`, where it is given, else the
+    autoencoder's own. Without one the identity term does not count.
 
     Returns:
         The edited codes (B, D), and the terms at the end, (B,) each.
@@ -98,11 +109,11 @@ def optimise_codes(
     code = start.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([code], lr=config.code_learning_rate)
     for _ in range(config.code_steps):
-        terms = objective_terms(model, surrogate, prior, code, start, labels)
+        terms = objective_terms(model, surrogate, prior, code, start, labels, identity_head)
         loss = sum((weights[name] * term).sum() for name, term in terms.items())
         optimizer.zero_grad(set_to_none=True)
         assert isinstance(loss, Tensor)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
-        return code.detach(), objective_terms(model, surrogate, prior, code, start, labels)
+        return code.detach(), objective_terms(model, surrogate, prior, code, start, labels, identity_head)

@@ -20,6 +20,11 @@ REASONS = {
     "roundtrip": "the autoencoder does not give the picture back well enough to edit it",
     "influence": "the edited picture still pulls harder at a classifier than is usual in its class",
     "class_unreliable": "too few labels of the class are trusted to know what it looks like",
+    "restored": "an edit, a new label or a removal that a person undid with diffinf restore",
+}
+INSTEAD = {
+    "relabelled": "no edit passed and the label is probably wrong: the picture stays, with the likeliest label",
+    "dropped": "no edit passed and the label is probably wrong: left out of the refined dataset",
 }
 _RANDOM, _STRONGEST, _REFUSED_EACH, _SUSPICIOUS, _STRIP = 12, 9, 3, 12, 5
 
@@ -31,6 +36,7 @@ class Card:
     Attributes:
         judge: P(assigned label) by the judge before and after, None where not judged.
         identity: similarity to the original in words; never a number when it was not judged.
+        code_similarity: cosine of the semantic codes before and after, None where it was not taken.
         truth: the true label where it is known; ``wrong`` whether the assigned one differs from it.
     """
 
@@ -43,6 +49,7 @@ class Card:
     strength: float | None
     judge: tuple[float | None, float | None]
     identity: str
+    code_similarity: float | None
     before: str | None
     after: str | None
     difference: str | None
@@ -84,24 +91,32 @@ def refused(files: RunFiles) -> dict[str, Any] | None:
     kept = [row for row, edit in enumerate(files.edits) if edit["status"] == "kept"]
     counts = Counter(str(files.edits[row]["reason"]) for row in kept)
     order = [*(reason for reason in REASONS if counts[reason]), *sorted(counts.keys() - REASONS.keys())]
-    scores = _scores(files)
-    groups = []
-    for reason in order:
-        rows = _by_hash(files, [row for row in kept if files.edits[row]["reason"] == reason])
-        groups.append(
-            {
-                "reason": reason,
-                "count": counts[reason],
-                "meaning": REASONS.get(reason, ""),
-                "cards": [_card(files, row, scores) for row in rows[:_REFUSED_EACH]],
-            }
-        )
+    rows_of = {reason: [row for row in kept if files.edits[row]["reason"] == reason] for reason in order}
+    groups = [_group(files, reason, REASONS.get(reason, ""), rows) for reason, rows in rows_of.items()]
+    instead = []
+    for status, meaning in INSTEAD.items():
+        if rows := [row for row, edit in enumerate(files.edits) if edit["status"] == status]:
+            instead.append(_group(files, status, meaning, rows))
     chart = (
         plots.count_bars(order, [counts[reason] for reason in order], "flagged samples kept")
         if order
         else None
     )
-    return {"n": len(kept), "groups": groups, "chart": chart, "statuses": _statuses(files)}
+    return {
+        "n": len(kept),
+        "groups": groups,
+        "chart": chart,
+        "instead": instead,
+        "class_counts": files.summary.get("class_counts") or {},
+        "statuses": _statuses(files),
+    }
+
+
+def _group(files: RunFiles, reason: str, meaning: str, rows: Sequence[int]) -> dict[str, Any]:
+    """Some of the samples that share a fate."""
+    scores = _scores(files)
+    cards = [_card(files, row, scores) for row in _by_hash(files, rows)[:_REFUSED_EACH]]
+    return {"reason": reason, "count": len(rows), "meaning": meaning, "cards": cards}
 
 
 def suspicious(files: RunFiles) -> list[dict[str, Any]]:
@@ -130,7 +145,10 @@ def suspicious(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _statuses(files: RunFiles) -> dict[str, int]:
-    return dict(Counter(str(edit["status"]) for edit in files.edits or []))
+    """Samples by status, and those among the kept that a person put back."""
+    edits = files.edits or []
+    back = sum(edit["reason"] == "restored" for edit in edits)
+    return {**Counter(str(edit["status"]) for edit in edits), "restored": back}
 
 
 def _outcome(edit: dict[str, Any], *, flagged: bool) -> str:
@@ -186,6 +204,7 @@ def _card(files: RunFiles, row: int, scores: dict[str, float]) -> Card:
         strength=edit.get("strength"),
         judge=(edit.get("judge_before"), edit.get("judge_after")),
         identity="identity not judged" if similarity is None else f"identity {number(similarity)}",
+        code_similarity=edit.get("code_similarity"),
         before=_picture(files, "original", row),
         after=after,
         difference=difference,

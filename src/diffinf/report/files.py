@@ -36,7 +36,7 @@ class RunFiles:
         truths: rows of evaluation.parquet (id, target, truth) by id, where truth is known.
         pictures: uint8 (M, C, H, W) by name (original, roundtrip, edited), rows as ``edits``.
         labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed of ``compare``.
-        flags, evaluation, surrogate, autoencoder: figures from their JSON files.
+        flags, evaluation, surrogate, autoencoder, gate, identity_head: figures from their JSON files.
         damaged: files that are there but cannot be read, with the reason.
     """
 
@@ -59,6 +59,8 @@ class RunFiles:
     evaluation: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
+    identity_head: dict[str, Any] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
 
 
@@ -97,6 +99,8 @@ def read_run(directory: Path) -> RunFiles:
         evaluation=reader.json("evaluation.json"),
         surrogate=reader.json("surrogate/metrics.json"),
         autoencoder=reader.json("autoencoder/metrics.json"),
+        gate=reader.json("repair/gate.json"),
+        identity_head=reader.json("surrogate/identity_head.json"),
         damaged=tuple(reader.damaged),
     )
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from diffinf.report import faces, figures, words
 from diffinf.report.files import RunFiles, read_run
 from diffinf.report.groups import groups
+from diffinf.report.identity import identity
 from diffinf.run import write_text
 
 
@@ -65,7 +66,9 @@ def context(files: RunFiles) -> dict[str, Any]:
         "suspicious": faces.suspicious(files),
         "gallery": faces.gallery(files),
         "refused": refused,
+        "identity": identity(files),
         "arms": figures.arms(files, differences),
+        "stale": bool(files.summary.get("arms_stale")),
         "groups": groups(files),
         "truth": figures.truth(files),
         "quarantine": figures.quarantine(files),

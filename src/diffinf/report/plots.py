@@ -123,6 +123,23 @@ def score_histogram(
     return figure
 
 
+@_chart
+def similarity_histogram(
+    edges: Sequence[float], series: dict[str, Sequence[float]], threshold: float
+) -> Figure:
+    """Shares (B,) of pairs by similarity in bins of `edges` (B + 1,), a series a kind of pair, and the threshold."""
+    figure, axes = _figure(2.7)
+    for (name, shares), colour in zip(series.items(), (_WARM, _ACCENT), strict=False):
+        axes.stairs(shares, edges, fill=True, alpha=0.35, color=colour)
+        axes.stairs(shares, edges, color=colour, linewidth=1.5, label=name)
+    axes.axvline(threshold, color=_INK, linewidth=1, linestyle=(0, (4, 3)), label="threshold")
+    axes.set_xlabel("similarity")
+    axes.set_ylabel("share of the pairs")
+    axes.grid(axis="y")
+    _legend_above(axes, 3)
+    return figure
+
+
 def _components(mixture: dict[str, Any], x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Densities at x of the two fitted normal components; of a score whose logarithm was fitted, over the score."""
     on_log = bool(mixture["log_scale"])

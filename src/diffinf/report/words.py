@@ -93,7 +93,8 @@ def headline(
     Args:
         n_train: training samples that were scored, None if scoring has not run.
         flagged: how many of them were flagged.
-        statuses: number of flagged samples by status, None if the repair has not run.
+        statuses: number of flagged samples by status, and of those "restored" (kept, put back by hand); None if the
+            repair has not run.
         gain: balanced accuracy without and with the repair, None if nothing was retrained.
         n_test: number of test images.
         resample: paired difference of the repair to the arm "resample".
@@ -121,7 +122,8 @@ def headline(
 
 
 def _done(statuses: Mapping[str, int]) -> str:
-    edited, kept = statuses.get("edited", 0), statuses.get("kept", 0)
+    back = statuses.get("restored", 0)
+    edited, kept = statuses.get("edited", 0), statuses.get("kept", 0) - back
     if edited:
         sentence = (
             f"{count(edited)} {_plural(edited, 'face was', 'faces were')} edited to show the assigned label"
@@ -134,6 +136,8 @@ def _done(statuses: Mapping[str, int]) -> str:
     for status in ("relabelled", "dropped"):
         if statuses.get(status, 0):
             sentence += f"; {count(statuses[status])} {_plural(statuses[status], 'was', 'were')} {status}"
+    if back:
+        sentence += f"; {count(back)} {_plural(back, 'was', 'were')} put back by hand"
     return sentence + "."
 
 

@@ -7,7 +7,7 @@ import torch
 
 from diffinf.compare.runner import run_arms
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_table
+from diffinf.run import load_tensors, read_table, write_json
 from diffinf.stages.workspace import Workspace
 
 
@@ -21,7 +21,7 @@ def compare_run(workspace: Workspace) -> None:
         status: [(m, int(row)) for m, row in enumerate(rows) if statuses[m] == status]
         for status in ("edited", "relabelled", "dropped")
     }
-    appears = edits["appears"].to_pylist()
+    new_labels = edits["new_label"].to_pylist()
     pictures = load_tensors(run.repair / "pictures.safetensors")
     test = dataset.rows("test")
     run_arms(
@@ -31,7 +31,7 @@ def compare_run(workspace: Workspace) -> None:
         flagged=scores["flagged"].to_numpy(),
         appears=np.array([code_of[name] for name in scores["appears"].to_pylist()], dtype=np.int64),
         edited_images={row: pictures["edited"][m] for m, row in having["edited"]},
-        relabelled={row: code_of[appears[m]] for m, row in having["relabelled"]},
+        relabelled={row: code_of[new_labels[m]] for m, row in having["relabelled"]},
         dropped={row for _, row in having["dropped"]},
         roundtrip_images={int(row): pictures["roundtrip"][m] for m, row in enumerate(rows)},
         images_test=workspace.images_of(test),
@@ -46,6 +46,7 @@ def compare_run(workspace: Workspace) -> None:
         final_directory=run.classifier / "final",
         table_path=run.comparison,
     )
+    write_json(run.compare / "refined.json", {"refine": run.key("refine")})  # what the arms were trained on
 
 
 def _truth(workspace: Workspace) -> torch.Tensor | None:

@@ -6,12 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from diffinf.classify.model import load_classifier, predict
-from diffinf.data.images import UnreadableImageError, decode_image, square
+from diffinf.config import DataConfig
+from diffinf.data.images import UnreadableImageError, decode_image, max_file_bytes, square
 from diffinf.errors import UserError
 from diffinf.run import Run
 from diffinf.stages.workspace import resolve_device
+
+
+def read_picture(path: Path, settings: DataConfig) -> Image.Image:
+    """Decode a picture file, grey or RGB and upright; UserError when it is none, or larger than the settings allow."""
+    try:
+        if not path.is_file():  # a pipe or a device would block or never end
+            raise UserError(f"{path}: not a readable image (no such file); expected a picture file")
+        if path.stat().st_size > max_file_bytes(settings.max_pixels):
+            raise UnreadableImageError(f"larger than {max_file_bytes(settings.max_pixels)} bytes")
+        return decode_image(path.read_bytes(), max_pixels=settings.max_pixels, icc=settings.icc)
+    except (OSError, UnreadableImageError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from error
 
 
 def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dict[str, Any]]:
@@ -26,14 +40,11 @@ def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dic
     if not (run.classifier / "final" / "config.json").exists():
         raise UserError(f"{run.path}: no retrained classifier yet; run `diffinf compare {run.path}` first")
     model, spec = load_classifier(run.classifier / "final", resolve_device(device))
-    pixels = []
-    for path in paths:
-        try:
-            settings = run.config.data
-            image = decode_image(path.read_bytes(), max_pixels=settings.max_pixels, icc=settings.icc)
-        except (OSError, UnreadableImageError) as error:
-            raise UserError(f"{path}: not a readable image ({error})") from error
-        pixels.append(torch.from_numpy(square(image, size=spec.image_size, channels=spec.in_channels).copy()))
+    pictures = [read_picture(path, run.config.data) for path in paths]
+    pixels = [
+        torch.from_numpy(square(picture, size=spec.image_size, channels=spec.in_channels).copy())
+        for picture in pictures
+    ]
     logits = predict(model, torch.stack(pixels), device=resolve_device(device))[1]
     found = []
     for path, shares in zip(paths, logits.softmax(1).tolist(), strict=True):

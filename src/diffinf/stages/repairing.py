@@ -1,36 +1,32 @@
-"""The repair stage: from flags and autoencoder to edits.parquet, pictures and the refined dataset."""
+"""The repair stage: from flags and autoencoder to edits and what the gate says of each."""
 
 from __future__ import annotations
 
-import io
+import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
-from diffinf.classify.model import create_classifier, save_classifier, to_input
-from diffinf.data.writers import write_refined
+from diffinf.classify.model import to_input
 from diffinf.diffusion.interface import load_autoencoder
-from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
 from diffinf.repair.batches import REASONS, forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
-from diffinf.run import make_directory, read_table, save_tensors, write_json, write_table
+from diffinf.run import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
+from diffinf.stages.identifying import IdentityJudge, judge_identity
 from diffinf.stages.workspace import Workspace
 
 UNRELIABLE = "class_unreliable"
-IDENTITY_SIZE = 64
-LEAST_PERSONS = 4  # two to train on, two to calibrate on
 
 
 class Repair:
@@ -52,7 +48,7 @@ class Repair:
         others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
         self.negative = others.argmax(1)
 
-    def moved_codes(self) -> Tensor:
+    def moved_codes(self, identity: IdentityJudge) -> Tensor:
         """Train the surrogate and move the flagged samples' codes; return the normalised codes (M, D)."""
         with torch.no_grad():
             codes = torch.cat(
@@ -72,6 +68,10 @@ class Repair:
         )
         save_tensors(self.run.surrogate / "surrogate.safetensors", surrogate.state_dict())
         write_json(self.run.surrogate / "metrics.json", asdict(metrics))
+        distilled = identity.distilled_head(codes, self.workspace.seed)
+        if distilled is not None:
+            save_tensors(self.run.surrogate / "identity_head.safetensors", distilled[0].state_dict())
+            write_json(self.run.surrogate / "identity_head.json", asdict(distilled[1]))
         prior = CodePrior.fit(codes, self.labels, self.trust, classes)
         with torch.enable_grad():
             moved, terms = optimise_codes(
@@ -81,7 +81,8 @@ class Repair:
                 codes[self.rows],
                 self.labels[self.rows],
                 self.config,
-                identity_known=self.workspace.identities is not None,
+                identity_known=identity.own_head or distilled is not None,
+                identity_head=None if distilled is None else distilled[0],
             )
         write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
         return moved
@@ -106,32 +107,6 @@ class Repair:
             weights=self.trust,
             identities=self.workspace.identities,
         )
-
-    def identity_threshold(self) -> dict[str, Any] | None:
-        """Train and calibrate the identity embedder; None where the dataset does not name enough persons."""
-        if self.workspace.identities is None:
-            return None
-        persons = np.unique(self.workspace.identities, return_inverse=True)[1]
-        if persons.max() + 1 < LEAST_PERSONS:
-            return None
-        held_out, numbered = hold_out_persons(persons, 0.2, self.workspace.seed)
-        spec = replace(self.workspace.spec, num_classes=IDENTITY_SIZE, class_names=())
-        settings = self.workspace.config.classifier
-        embedder = train_identity(
-            create_classifier(spec, self.workspace.seed + 2),
-            self.images[~held_out],
-            torch.from_numpy(numbered),
-            to_input=to_input,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=self.workspace.seed + 2,
-            device=self.device,
-            checkpoint=self.scratch / "identity.checkpoint",
-        )
-        save_classifier(self.scratch / "identity", embedder, spec)
-        vectors = embed(embedder, self.images[held_out], to_input=to_input, device=self.device)
-        return asdict(calibrate(vectors, persons[held_out], self.config.identity_quantile))
 
     def influence(self) -> Tensor:
         """Return the self-influence (N,) of every training sample under the scorer that never saw it."""
@@ -158,7 +133,7 @@ class Repair:
 
 
 def repair_run(workspace: Workspace) -> None:
-    """Write edits.parquet, repair/pictures.safetensors, surrogate/ and refined/."""
+    """Write repair/ (attempts, pictures, codes, hashes of the models) and surrogate/."""
     forget_models()
     repair = Repair(workspace)
     run, rows = repair.run, repair.rows
@@ -169,7 +144,8 @@ def repair_run(workspace: Workspace) -> None:
     workers = workspace.config.compare.workers
     common: dict[str, Any] = {"config": repair.config, "device": repair.device, "workers": workers}
     settings = {"autoencoder": str(run.autoencoder)}
-    moved = repair.moved_codes()
+    identity = judge_identity(workspace, repair.scratch)
+    moved = repair.moved_codes(identity)
     material = {
         "images": repair.images[rows],
         "labels": repair.labels[rows],
@@ -182,7 +158,6 @@ def repair_run(workspace: Workspace) -> None:
         "take_apart_job", repair.scratch, len(rows), description="invert", settings=settings, **common
     )
     judge = repair.judge(apart["roundtrip"])
-    identity = repair.identity_threshold()
     influence = repair.influence()
     limits = influence_limits(
         influence,
@@ -198,8 +173,8 @@ def repair_run(workspace: Workspace) -> None:
         "influence_limits": [
             x if math.isfinite(x) else None for x in limits.tolist()
         ],  # JSON has no infinity
-        "identity_threshold": None if identity is None else identity["threshold"],
-        "identity": identity,
+        "identity_threshold": identity.threshold,
+        "identity": identity.figures,
     }
     write_json(repair.scratch / "gate.json", gate)
     write_material(repair.scratch / "material", judge_fold=judge.fold[rows])
@@ -213,6 +188,8 @@ def repair_run(workspace: Workspace) -> None:
         "error": apart["error"],
         "judge_before": before.gather(1, repair.labels[rows][:, None])[:, 0],
         "influence_before": influence[rows],
+        "code_before": apart["code"],
+        "code_after": moved,
     }
     shown = {name: value for name, value in gate.items() if name not in ("judges", "scorers")}
     unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
@@ -221,33 +198,32 @@ def repair_run(workspace: Workspace) -> None:
 
 
 def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
-    """Write the tables, the pictures and the refined dataset; `found` is None when nothing was flagged."""
+    """Write what became of every flagged sample at the gate; `found` is None when nothing was flagged."""
     workspace, run, rows = repair.workspace, repair.run, repair.rows
     dataset = workspace.dataset
     if found is None:
         empty = repair.images[:0]
         found = {name: torch.empty(0) for name in ("reason", "strength", "judge", "identity", "influence")}
         found |= {name: torch.empty(0) for name in ("error", "judge_before", "influence_before")}
+        found |= {"code_similarity": torch.empty(0)}
         found |= {"edited": empty, "roundtrip": empty}
+        found |= {name: torch.empty(0, 0) for name in ("code_before", "code_after")}
     blocked = repair.unreliable()[repair.labels[rows]]
     reasons = [
         UNRELIABLE if stop else REASONS[int(code)]
         for stop, code in zip(blocked.tolist(), found["reason"].tolist(), strict=True)
     ]
-    accepted = [m for m, reason in enumerate(reasons) if not reason]
     ids = workspace.ids[rows.numpy()]
-    replacements = {str(ids[m]): png_bytes(found["edited"][m]) for m in accepted}
     names = np.array(dataset.class_names)
-    appears = names[repair.negative[rows].numpy()]
-    why = {str(ids[m]): reasons[m] or f"appeared {appears[m]}" for m in range(len(rows))}
-    paths = write_refined(dataset, replacements, [], {}, run.refined, replace=True, reasons=why)
     identity = [None if np.isnan(value) else value for value in found["identity"].tolist()]
+    likeliest = repair.crossfit.logits[rows].argmax(1)
     columns = {
         "id": pa.array(ids, pa.string()),
         "target": pa.array([""] * len(rows), pa.string()),
         "label": pa.array(names[repair.labels[rows].numpy()], pa.string()),
-        "appears": pa.array(appears, pa.string()),
-        "status": pa.array(["kept" if reason else "edited" for reason in reasons], pa.string()),
+        "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
+        "likeliest": pa.array(names[likeliest.numpy()], pa.string()),
+        "label_trust": pa.array(repair.trust[rows].tolist(), pa.float64()),
         "reason": pa.array(reasons, pa.string()),
         "strength": pa.array(found["strength"].tolist(), pa.float64()),
         "judge_before": pa.array(found["judge_before"].tolist(), pa.float64()),
@@ -255,20 +231,28 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         "influence_before": pa.array(found["influence_before"].tolist(), pa.float64()),
         "influence_after": pa.array(found["influence"].tolist(), pa.float64()),
         "identity_similarity": pa.array(identity, pa.float64()),
+        "code_similarity": pa.array(found["code_similarity"].tolist(), pa.float64()),
         "roundtrip_error": pa.array(found["error"].tolist(), pa.float64()),
-        "path": pa.array([paths[str(id_)] for id_ in ids], pa.string()),
         "source_sha256": pa.array(
             [dataset.source_sha256(int(workspace.rows[row])) for row in rows.tolist()], pa.string()
         ),
     }
     pictures = {"original": repair.images[rows], "roundtrip": found["roundtrip"], "edited": found["edited"]}
     save_tensors(run.repair / "pictures.safetensors", pictures)
-    write_table(run.edits, pa.table(columns), dataset.class_names)
+    codes = {"before": found["code_before"], "after": found["code_after"]}
+    save_tensors(run.repair / "codes.safetensors", codes, {"ids": json.dumps(ids.tolist())})
+    write_json(run.repair / "models.json", _models(repair))
+    write_table(run.attempts, pa.table(columns), dataset.class_names)
 
 
-def png_bytes(image: Tensor) -> bytes:
-    """Return a uint8 image (C, H, W) as PNG."""
-    array = image.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    return buffer.getvalue()
+def _models(repair: Repair) -> dict[str, str | None]:
+    """Hashes of the weights that took part, by role: the judges themselves do not outlive the stage."""
+    run, scratch = repair.run, repair.scratch
+    return {
+        "autoencoder": files_sha256(run.autoencoder, "**/*.safetensors"),
+        "classifier": files_sha256(run.classifier, "model.safetensors"),
+        "scorers": files_sha256(run.crossfit, "fold-*/model.safetensors"),
+        "judges": files_sha256(scratch / "judge", "fold-*/model.safetensors"),
+        "surrogate": files_sha256(run.surrogate, "surrogate.safetensors"),
+        "identity_embedder": files_sha256(scratch / "identity", "**/*.safetensors"),
+    }

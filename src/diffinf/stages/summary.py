@@ -15,10 +15,11 @@ from diffinf import __version__
 from diffinf.evaluate.gain import arm_interval
 from diffinf.evaluate.groups import accuracy_by_group, count_groups, uneven_groups
 from diffinf.evaluate.intervals import Interval
+from diffinf.report import write_report
 from diffinf.run import GROUP, Run, load_tensors, read_class_names, read_json, read_table, write_json
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
-REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable")
+REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "restored")
 _READ_BY_GROUP = ("baseline", "diffinf")  # arms whose accuracy is broken down: before and after
 _PACKAGES = ("torch", "timm", "diffusers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
@@ -34,6 +35,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         **_edits(run),
         "conversion": _plain(evaluation.get("conversion")),
         "arms": _arms(run),
+        "arms_stale": arms_stale(run),
         **_groups(run),
         "timings": run.timings(),
         "versions": _versions(),
@@ -43,6 +45,20 @@ def write_summary(run: Run) -> dict[str, Any]:
     }
     write_json(run.summary, summary)
     return summary
+
+
+def write_results(run: Run) -> None:
+    """Write summary.json and report.html from the run's files."""
+    write_summary(run)
+    write_report(run.path)
+
+
+def arms_stale(run: Run) -> bool:
+    """Whether the arms were trained on another state of refined/ than is there now, or will be."""
+    if not run.comparison.exists():
+        return False
+    compared = run.compare / "refined.json"
+    return not compared.exists() or not run.is_done("refine", str(read_json(compared)["refine"]))
 
 
 def _dataset(run: Run) -> dict[str, Any]:
@@ -65,7 +81,13 @@ def _flagged(run: Run) -> int | None:
 def _edits(run: Run) -> dict[str, Any]:
     """Counts of edits.parquet by status and reason; whether identity was judged."""
     if not run.edits.exists():
-        return {**dict.fromkeys(STATUSES), "kept_reasons": {}, "identity_judged": None}
+        missing: dict[str, Any] = {
+            "kept_reasons": {},
+            "class_counts": {},
+            "policy": None,
+            "identity_judged": None,
+        }
+        return {**dict.fromkeys(STATUSES), **missing}
     table = read_table(run.edits)
     statuses = Counter(table["status"].to_pylist())
     rows = zip(table["status"].to_pylist(), table["reason"].to_pylist(), strict=True)
@@ -74,8 +96,23 @@ def _edits(run: Run) -> dict[str, Any]:
     return {
         **{status: statuses[status] for status in STATUSES},
         "kept_reasons": {reason: reasons[reason] for reason in REASONS},
+        "class_counts": _class_counts(run, table.to_pylist()),
+        "policy": run.config.repair.policy,
         "identity_judged": judged,
     }
+
+
+def _class_counts(run: Run, edits: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Training samples of each class in the dataset, and in the refined one."""
+    scores = read_table(run.scores)
+    before = Counter(scores["label"].to_pylist())
+    after = before.copy()
+    for row in edits:
+        if row["status"] in ("relabelled", "dropped"):
+            after[row["label"]] -= 1
+        if row["status"] == "relabelled":
+            after[row["new_label"]] += 1
+    return {name: {"before": before[name], "after": after[name]} for name in read_class_names(scores)}
 
 
 def _plain(figures: dict[str, Any] | None) -> dict[str, Any] | None:

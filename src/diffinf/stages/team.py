@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal, get_args
 
 import torch
 from torch import distributed
 
 from diffinf.influence.shards import Ranks
 
+# What the helpers can be called to; none of it: home.
+Work = Literal["self-influence", "autoencoder"]
+_WORK: tuple[Work, ...] = get_args(Work)
 _PATIENCE = timedelta(days=7)  # helpers wait through the leader's trainings; torchrun ends all when one fails
 
 
@@ -19,8 +23,10 @@ class Team:
         """Join the others; UserError where the environment is not as torchrun sets it."""
         self.ranks = Ranks.of_environment()
         if self.ranks.size > 1 and not distributed.is_initialized():
+            # GPUs average the gradients of a training between them.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(
-                "gloo", rank=self.ranks.rank, world_size=self.ranks.size, timeout=_PATIENCE
+                backend, rank=self.ranks.rank, world_size=self.ranks.size, timeout=_PATIENCE
             )
 
     @property
@@ -28,21 +34,22 @@ class Team:
         """Whether this process writes the run."""
         return self.ranks.rank == 0
 
-    def call(self) -> None:
-        """Have the helpers take part in the self-influence that the leader begins now."""
-        self._say(True)
+    def call(self, work: Work) -> None:
+        """Have the helpers take part in the work that the leader begins now."""
+        self._say(1 + _WORK.index(work))
 
     def dismiss(self) -> None:
         """Send the helpers home."""
-        self._say(False)
+        self._say(0)
 
-    def called(self) -> bool:
-        """In a helper: wait until there is work (True) or none any more (False)."""
-        return self._say(False)
+    def called(self) -> Work | None:
+        """In a helper: wait until there is work, and say which; None when there is none any more."""
+        said = self._say(0)
+        return _WORK[said - 1] if said else None
 
-    def _say(self, work: bool) -> bool:
+    def _say(self, number: int) -> int:
         if self.ranks.size == 1:
-            return False
-        said = torch.tensor([int(work)])
+            return 0
+        said = torch.tensor([number])
         distributed.broadcast(said, src=0)
-        return bool(said.item())
+        return int(said.item())

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from diffinf.classify.crossfit import load_crossfit
 from diffinf.classify.model import ClassifierSpec
 from diffinf.config import PresetName
 from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
+from diffinf.influence.noise import class_shares
 from diffinf.run import Run, stage_key
 from diffinf.stages.team import Team
 
@@ -109,6 +111,11 @@ class Workspace:
         """True labels of the training samples, (N,): for measuring alone; None where nobody knows them."""
         known = self.dataset.truth_labels()
         return None if known is None else known[self.rows]
+
+    def class_shares(self) -> Tensor:
+        """P(true class) of the training samples (N, K), as the out-of-fold classifiers and the labels have it."""
+        probabilities = load_crossfit(self.run.crossfit).logits.double().softmax(1).numpy()
+        return torch.from_numpy(class_shares(self.labels.numpy(), probabilities)).float()
 
     @cached_property
     def spec(self) -> ClassifierSpec:

@@ -1,1 +1,1 @@
-"""Training shared by every room that trains: a resumable loop and weight averaging."""
+"""Training shared by every room that trains: a resumable loop, weight averaging, processes, signs of trouble."""

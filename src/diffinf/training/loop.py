@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 import torch
 
+from diffinf.errors import UserError
 from diffinf.progress import progress_bar
 from diffinf.run import atomic_path
+from diffinf.training.health import diverged
 
 
-class DivergedError(RuntimeError):
-    """The loss of a training run became NaN or infinite."""
+class DivergedError(UserError, RuntimeError):
+    """The loss of a training run became NaN or infinite; the message says where and what to try."""
 
 
 class Stateful(Protocol):
@@ -82,6 +84,9 @@ def fit(
     save_every: int = 200,
     description: str | None = None,
     log_every: int = 50,
+    advice: str = "lower the learning rate",
+    leads: bool = True,
+    resumed: Callable[[], None] | None = None,
 ) -> list[dict[str, float]]:
     """Run `step(i)` for i = 0..steps-1, resuming from `checkpoint` when it exists.
 
@@ -93,6 +98,10 @@ def fit(
         save_every: steps between two saves.
         description: shown beside the progress bar; None trains silently.
         log_every: steps averaged into one entry of the history.
+        advice: what to try when the loss diverges.
+        leads: whether this process writes `checkpoint`: one of those that train together.
+        resumed: called once the state to resume from was read, before the first step; processes that train together
+            wait for one another here, since the next save replaces it.
 
     Returns:
         The history: one dict an interval, with "step" and the mean of each scalar.
@@ -106,22 +115,22 @@ def fit(
         first, history, window = payload["step"], payload["history"], payload["window"]
         for name, part in state.items():
             part.load_state_dict(payload["state"][name])
+    if resumed is not None:
+        resumed()
     bar = progress_bar(description, steps) if description else nullcontext(lambda _done: None)
     with bar as advance:
         advance(first)
         for index in range(first, steps):
             scalars = step(index)
             if not math.isfinite(scalars["loss"]):
-                raise DivergedError(
-                    f"{description or 'training'}: the loss is {scalars['loss']} at step {index}"
-                )
+                raise DivergedError(diverged(description or "training", index, scalars, advice))
             window.append(scalars)
             done = index + 1
             if done % log_every == 0 or done == steps:
                 means = {k: sum(s[k] for s in window) / len(window) for k in window[0]}
                 history.append({"step": float(done), **means})
                 window = []
-            if checkpoint is not None and done % save_every == 0 and done < steps:
+            if leads and checkpoint is not None and done % save_every == 0 and done < steps:
                 parts = {name: part.state_dict() for name, part in state.items()}
                 payload = {"step": done, "history": history, "window": window, "state": parts}
                 with atomic_path(checkpoint) as temporary:

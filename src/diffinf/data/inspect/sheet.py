@@ -68,15 +68,17 @@ def _sheet(
     for number, (members, lines) in enumerate(zip(rows, captions, strict=True)):
         top = _GAP + number * pitch
         for line, (text, colour) in enumerate(lines):
-            draw.text((_GAP, top + 4 + line * 18), _shortened(text, font), fill=colour, font=font)
+            draw.text(
+                (_GAP, top + 4 + line * 18), shortened(text, font, _MARGIN - 2 * _GAP), fill=colour, font=font
+            )
         for column, _ in enumerate(members):
             canvas.paste(Image.fromarray(next(tiles)), (_MARGIN + column * pitch, top))
     return canvas
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of a text, on one line, as fits into the margin."""
+def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """As much of a text, on one line, as fits into a width in pixels."""
     text = " ".join(text[:200].split())
-    while font.getlength(text) > _MARGIN - 2 * _GAP:
+    while font.getlength(text) > width:
         text = text.rstrip("…")[:-1] + "…"
     return text

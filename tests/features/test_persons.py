@@ -1,4 +1,4 @@
-"""Identity: calibration against numpy, persons held out, and an embedder that learns persons."""
+"""An embedder that learns persons, of whom some are held out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from diffinf.features import identity
-from diffinf.features.identity import calibrate, embed, hold_out_persons, train_identity
+from diffinf.features import persons as module
+from diffinf.features.calibration import calibrate
+from diffinf.features.persons import PersonEmbedder, hold_out_persons, train_identity
 from diffinf.training.loop import batch_indices
 
 CPU = torch.device("cpu")
@@ -23,31 +24,6 @@ SIDE = 8
 
 def to_input(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device).float() / 127.5 - 1
-
-
-@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
-def test_the_threshold_is_the_quantile_of_pairs_of_different_persons(quantile: float) -> None:
-    rng = np.random.default_rng(0)
-    persons = rng.integers(0, 6, 40)
-    vectors = rng.normal(size=(6, 5))[persons] + 0.5 * rng.normal(size=(40, 5))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    same, other = [], []
-    for i in range(40):
-        for j in range(i):
-            (same if persons[i] == persons[j] else other).append(vectors[i] @ vectors[j])
-    found = calibrate(torch.from_numpy(vectors), persons, quantile)
-    threshold = np.quantile(other, quantile)
-    assert found.threshold == pytest.approx(threshold)
-    assert found.accepted == pytest.approx(np.mean(np.array(same) >= threshold))
-    assert (found.pairs_same, found.pairs_other, found.persons) == (len(same), len(other), 6)
-
-
-def test_only_so_many_samples_are_compared() -> None:
-    vectors = F.normalize(torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    persons = np.arange(30) % 3
-    found = calibrate(vectors, persons, 0.9, most=12)
-    assert found == calibrate(vectors[:12], persons[:12], 0.9)
-    assert found.pairs_same + found.pairs_other == 12 * 11 // 2
 
 
 @settings(max_examples=80, deadline=None)
@@ -116,7 +92,8 @@ def trained(embedder: nn.Module, *, steps: int = 150, checkpoint: Path | None = 
 
 def accepted(embedder: nn.Module) -> float:
     images, persons = faces(60, 2)
-    vectors = embed(embedder, images, to_input=to_input, device=CPU)
+    vectors, found = PersonEmbedder(embedder, to_input, CPU).embed(images)
+    assert found.all()
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(60))
     return calibrate(vectors, persons.numpy(), 0.95).accepted
 
@@ -138,7 +115,7 @@ def test_the_loss_is_that_of_cosface(monkeypatch: pytest.MonkeyPatch) -> None:
         losses.append(step(0)["loss"])
         return []
 
-    monkeypatch.setattr(identity, "fit", recording)
+    monkeypatch.setattr(module, "fit", recording)
     embedder = make_embedder()
     vectors = F.normalize(embedder(to_input(images, CPU)), dim=1)
     with torch.random.fork_rng():
@@ -165,10 +142,12 @@ def test_the_loss_is_that_of_cosface(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pictures_are_embedded_one_by_one_in_order() -> None:
     images, _ = faces(300, 3)  # more than one batch of 256
     embedder = make_embedder().eval()
-    together = embed(embedder, images, to_input=to_input, device=CPU)
+    judge = PersonEmbedder(embedder, to_input, CPU)
+    together, found = judge.embed(images)
+    assert judge.judges_identity and found.shape == (300,) and found.all()
     assert together.shape == (300, 8)
     for row in (0, 255, 256, 299):
-        alone = embed(embedder, images[row : row + 1], to_input=to_input, device=CPU)
+        alone, _ = judge.embed(images[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -182,7 +161,7 @@ def test_a_killed_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.Mon
         return batch_indices(n, batch_size, seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(identity, "batch_indices", killed)
+        patch.setattr(module, "batch_indices", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(make_embedder(), steps=220, checkpoint=checkpoint)
     assert checkpoint.is_file()

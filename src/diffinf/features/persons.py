@@ -1,4 +1,4 @@
-"""Identity: an embedder trained on the dataset's own persons, and the similarity two pictures of one person reach."""
+"""Identity by an embedder trained on the persons that the dataset itself names."""
 
 from __future__ import annotations
 
@@ -19,22 +19,29 @@ ToInput = Callable[[Tensor, torch.device], Tensor]
 
 
 @dataclass(frozen=True)
-class IdentityCalibration:
-    """What an embedder's similarities mean, measured on persons it was not trained on.
+class PersonEmbedder:
+    """An embedder trained by `train_identity`, on images as they lie on disk.
 
     Attributes:
-        threshold: cosine in [-1, 1] that pairs of different persons exceed with probability 1 - quantile.
-        accepted: share of pairs of one person above the threshold; None where nobody has two pictures.
-        persons: held-out persons.
-        pairs_same: pairs of one person looked at.
-        pairs_other: pairs of different persons looked at.
+        network: images (B, C, H, W) in [-1, 1] to vectors (B, D).
+        to_input: uint8 images to the network's input.
+        device: where the network is.
     """
 
-    threshold: float
-    accepted: float | None
-    persons: int
-    pairs_same: int
-    pairs_other: int
+    network: nn.Module
+    to_input: ToInput
+    device: torch.device
+    name: str = "persons"
+    judges_identity: bool = True
+
+    @torch.no_grad()
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit vectors (N, D) of uint8 images (N, C, H, W), and True (N,): it takes every image for a face."""
+        parts = [
+            F.normalize(self.network(self.to_input(part, self.device)), dim=1).cpu()
+            for part in torch.split(images, 256)
+        ]
+        return torch.cat(parts), torch.ones(len(images), dtype=torch.bool)
 
 
 def train_identity(
@@ -101,13 +108,6 @@ def train_identity(
     return embedder.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def embed(embedder: nn.Module, images: Tensor, *, to_input: ToInput, device: torch.device) -> Tensor:
-    """Return unit vectors (N, D) of uint8 images (N, C, H, W), on the CPU."""
-    parts = [F.normalize(embedder(to_input(part, device)), dim=1).cpu() for part in torch.split(images, 256)]
-    return torch.cat(parts)
-
-
 def hold_out_persons(
     persons: npt.NDArray[np.int64], share: float, seed: int
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -120,21 +120,3 @@ def hold_out_persons(
     order = torch.randperm(len(names), generator=step_generator(seed, "held-out persons", 0)).numpy()
     held_out = np.isin(persons, names[order[: max(2, round(share * len(names)))]])
     return held_out, np.unique(persons[~held_out], return_inverse=True)[1]
-
-
-def calibrate(
-    vectors: Tensor, persons: npt.NDArray[np.int64], quantile: float, *, most: int = 2000
-) -> IdentityCalibration:
-    """Find the similarity that different persons rarely exceed, from unit vectors (N, D) and persons (N,).
-
-    At most the first `most` samples are compared, all pairs of them.
-    """
-    vectors, persons = vectors[:most], persons[:most]
-    cosine = (vectors @ vectors.T).numpy()
-    same = persons[:, None] == persons[None, :]
-    upper = np.triu(np.ones_like(same), k=1)
-    genuine, impostor = cosine[same & upper], cosine[~same & upper]
-    # With nobody to be mistaken for, every edit is of the same person.
-    threshold = float(np.quantile(impostor, quantile)) if len(impostor) else -1.0
-    accepted = float((genuine >= threshold).mean()) if len(genuine) else None
-    return IdentityCalibration(threshold, accepted, len(np.unique(persons)), len(genuine), len(impostor))

@@ -1,0 +1,89 @@
+"""Trained weights that a run takes: the shipped ones, others', and those of other data."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import diffinf
+from diffinf import pipeline
+from diffinf.data.rendered.presets import preset_plan
+from diffinf.data.rendered.render import render_faces
+from diffinf.data.rendered.write import sample_dataset
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.errors import UserError
+from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
+
+SHIPPED = Path(diffinf.__file__).parent / "weights" / "rendered"
+
+
+def workspace(directory: Path, images: Tensor, class_names: tuple[str, ...] = SPEC.class_names) -> Any:
+    events: list[tuple[str, str, dict[str, str]]] = []
+
+    def event(stage: str, name: str, **fields: str) -> None:
+        events.append((stage, name, fields))
+
+    return SimpleNamespace(
+        images=images,
+        dataset=SimpleNamespace(
+            class_names=class_names, image_size=images.shape[2], channels=images.shape[1]
+        ),
+        run=SimpleNamespace(autoencoder=directory / "autoencoder", event=event),
+        events=events,
+    )
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    make_autoencoder().save_pretrained(tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def test_weights_are_copied_whole_and_in_silence_where_the_data_are_alike(
+    weights: Path, tmp_path: Path
+) -> None:
+    work = workspace(tmp_path, pictures(40, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline._take_weights(weights, work)
+    assert work.events == []
+    assert DiffusionAutoencoder.from_pretrained(tmp_path / "autoencoder").spec == SPEC
+
+
+def test_a_run_is_told_of_weights_of_other_data(weights: Path, tmp_path: Path) -> None:
+    work = workspace(tmp_path, pictures(40, 8) // 4 + 80)
+    with pytest.warns(UserWarning, match="the autoencoder was trained on other data: "):
+        pipeline._take_weights(weights, work)
+    ((stage, name, fields),) = work.events
+    assert (stage, name) == ("train-autoencoder", "warning") and "other data" in fields["text"]
+
+
+def test_weights_of_an_earlier_format_are_refused(weights: Path, tmp_path: Path) -> None:
+    path = weights / "autoencoder.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
+    with pytest.raises(UserError, match="format version 1, this diffinf reads 2; train or convert it again"):
+        pipeline._take_weights(weights, workspace(tmp_path, pictures(4, 8)))
+    assert not (tmp_path / "autoencoder").exists()
+
+
+def test_the_shipped_weights_know_rendered_faces(tmp_path: Path) -> None:
+    size = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    assert size <= 7.5e6
+    faces = sample_dataset(preset_plan("bench-1"), 1)
+    images = torch.from_numpy(render_faces(faces.factors.take(np.arange(32)), 64))
+    work = workspace(tmp_path, images, faces.class_names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline._take_weights("rendered", work)
+    model = DiffusionAutoencoder.from_pretrained(tmp_path / "autoencoder")
+    assert model.max_depth == 0.6
+    back, error = model.reconstruct(images[:4], steps=8, depth=0.4)
+    assert back.shape == (4, 3, 64, 64) and (error < 0.15).all()
