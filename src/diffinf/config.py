@@ -286,6 +286,13 @@ class RepairConfig(StageConfig):
     judge_margin: float = Field(
         0.05, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
+    fit_limit: float = Field(
+        0.11,
+        ge=0,
+        le=1,
+        description="an original that shows its label with at least this probability, on a second look, is kept; "
+        "1: every edit that passed the gate is taken",
+    )
     identity_quantile: float = Field(
         0.99,
         gt=0,

@@ -14,10 +14,11 @@ from diffinf.classify.model import ClassifierSpec, create_classifier, save_class
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.repair import batches
-from diffinf.repair.batches import REASONS, run_batches
+from diffinf.repair.attempts import REASONS
+from diffinf.repair.batches import run_batches
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
-from diffinf.repair.gate import Verdict
+from diffinf.repair.gate import Verdict, load_gate
 from diffinf.run import write_json
 from diffusion.tiny_autoencoder import pictures
 
@@ -71,7 +72,7 @@ def run(scratch: Path, function: str) -> dict[str, Tensor]:
         device=CPU,
         workers=1,
         description="batches",
-        settings={"autoencoder": "tiny"},
+        settings={"autoencoder": "tiny", "repair": "", "scorers": ""},
     )
 
 
@@ -148,17 +149,15 @@ def test_the_gate_has_its_models_in_the_order_of_the_folds(tmp_path: Path, folds
     for fold in range(folds):
         with torch.no_grad():
             model.head.bias.fill_(fold)
-        save_classifier(tmp_path / "crossfit" / f"fold-{fold}", model, spec)
+        save_classifier(tmp_path / "judge" / f"fold-{fold}", model, spec)
     gate = {
-        "judges": str(tmp_path / "crossfit"),
-        "scorers": str(tmp_path / "crossfit"),
         "scope": "all",
         "influence_limits": [1.0, 2.0],
         "identity_threshold": None,
         "identity": None,
     }
     write_json(tmp_path / "gate.json", gate)
-    loaded = batches._gate(str(tmp_path), CONFIG.model_dump_json(), "cpu")
+    loaded = load_gate(tmp_path, tmp_path / "judge", CONFIG, CPU)
     for models in (loaded.judges, loaded.scorers):
         assert [model.head.bias[0].item() for model in models] == list(range(folds))
     assert loaded.embedder is None and loaded.influence_limits.tolist() == [1.0, 2.0]
@@ -169,18 +168,16 @@ def test_the_gate_takes_the_judge_of_identity_that_the_settings_name(
     tmp_path: Path, threshold: float | None
 ) -> None:
     spec = ClassifierSpec("small_cnn", 2, 1, 32)
-    for folder in ("crossfit/fold-0", "identity"):
+    for folder in ("judge/fold-0", "identity"):
         save_classifier(tmp_path / folder, create_classifier(spec, 0), spec)
     gate = {
-        "judges": str(tmp_path / "crossfit"),
-        "scorers": str(tmp_path / "crossfit"),
         "scope": "all",
         "influence_limits": [1.0, 2.0],
         "identity_threshold": threshold,
         "identity": {"judge": "persons", "threshold": threshold},
     }
     write_json(tmp_path / "gate.json", gate)
-    loaded = batches._gate(str(tmp_path), CONFIG.model_dump_json(), "cpu")
+    loaded = load_gate(tmp_path, tmp_path / "judge", CONFIG, CPU)
     assert (loaded.embedder is not None) == (
         threshold is not None
     )  # a judge without a threshold cannot judge

@@ -48,6 +48,7 @@ def make_run(
         "appears": others[:k],
         "likeliest": others[:k],
         "label_trust": trust[:k],
+        "label_fit": np.arange(k) / 100,
         "reason": [reason for reason, _ in GATE],
         "strength": [1.0] * k,
         "identity_similarity": [0.5] * k,

@@ -28,6 +28,7 @@ def judge(scratch: Path, persons: list[str] | None, *, count: int = 0, **setting
     count = count or len(persons or [])
     images = torch.randint(0, 256, (count, 1, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
     workspace: Any = SimpleNamespace(
+        run=SimpleNamespace(repair=scratch),
         identities=None if persons is None else np.array(persons),
         images=images,
         seed=0,

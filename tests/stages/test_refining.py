@@ -103,6 +103,24 @@ def test_another_policy_needs_no_new_edits_and_the_same_one_nothing(tmp_path: Pa
     assert refine(run, dataset), "what is missing is written again"
 
 
+def test_what_shows_its_label_on_a_second_look_is_kept(tmp_path: Path) -> None:
+    source = make_folders(tmp_path / "source")
+    run, dataset, _ = make_run(source, tmp_path / "run", DataConfig(), "edit-or-drop")
+    refine(run, dataset)
+    before = {row["id"]: row for row in read_table(run.edits).to_pylist()}
+    edited = [sample for sample, row in before.items() if row["status"] == "edited"]
+    surest = max(edited, key=lambda sample: before[sample]["label_fit"])
+    limit = before[surest]["label_fit"]
+    changed = run.config.repair.model_copy(update={"fit_limit": limit})
+    write_text(run.path / "config.yaml", run.config.model_copy(update={"repair": changed}).to_yaml())
+    assert refine(run, dataset)
+    after = {row["id"]: row for row in read_table(run.edits).to_pylist()}
+    assert (after[surest]["status"], after[surest]["reason"]) == ("kept", "label_fits")
+    assert [s for s in edited if after[s]["status"] == "edited"] == [s for s in edited if s != surest]
+    assert after[surest]["path"] is not None, "not dropped: its label is right"
+    assert write_summary(run)["kept_reasons"]["label_fits"] == 1
+
+
 def test_tables_and_card_name_what_made_the_edits(tmp_path: Path) -> None:
     source = make_folders(tmp_path / "source")
     run, dataset, _ = make_run(source, tmp_path / "run", DataConfig(), "edit-or-drop")

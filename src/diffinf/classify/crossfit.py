@@ -121,6 +121,7 @@ def cross_fit(
     targets: Tensor | None = None,
     identities: NDArray[Any] | None = None,
     progress: bool = True,
+    description: str = "cross-fit",
 ) -> CrossFit:
     """Train one classifier a fold, without the fold's samples, and score those samples with it.
 
@@ -145,6 +146,7 @@ def cross_fit(
         targets: shares of the classes (N, K) to learn in the place of the labels.
         identities: (N,) persons, kept together in a fold.
         progress: show a progress bar.
+        description: what the bar says.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
@@ -192,7 +194,7 @@ def cross_fit(
             jobs,
             workers=worker_count(workers),
             units=settings.steps,
-            description=f"cross-fit {folds} classifiers" if progress else None,
+            description=f"{description}: {folds} classifiers" if progress else None,
             device=torch.device(device).type,
         )
     shutil.rmtree(directory / ".work", ignore_errors=True)
@@ -221,7 +223,12 @@ def load_crossfit(directory: Path) -> CrossFit:
 
 
 def out_of_fold_logits(
-    crossfit: CrossFit, images: Tensor, fold: Tensor, *, device: torch.device | str = "cpu"
+    crossfit: CrossFit,
+    images: Tensor,
+    fold: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    tta_flip: bool = False,
 ) -> Tensor:
     """Return logits (M, K) of new images of given samples, under the models not trained on those samples.
 
@@ -230,13 +237,14 @@ def out_of_fold_logits(
         images: uint8 (M, C, H, W), such as edits.
         fold: int64 (M,), the fold of the sample that each image belongs to.
         device: where to compute.
+        tta_flip: average over each image and its mirror image.
     """
     models = crossfit.models(device)
     logits = torch.empty(len(images), crossfit.logits.shape[1])
     for k, model in enumerate(models):
         rows = torch.nonzero(fold == k)[:, 0]
         if len(rows):
-            logits[rows] = predict(model, images[rows], device=device)[1]
+            logits[rows] = predict(model, images[rows], device=device, tta_flip=tta_flip)[1]
     return logits
 
 

@@ -5,7 +5,6 @@ Each batch is a job for a worker process; its result is one file, and a batch wh
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,17 @@ import torch
 from torch import Tensor
 
 from diffinf.classify.crossfit import read_material
-from diffinf.classify.model import load_classifier
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.features.codes import CodeEmbedder
 from diffinf.features.interface import similarity
-from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.attempts import edit_batch
+from diffinf.repair.edit import take_apart
 from diffinf.repair.editors import Inverted, Wish
-from diffinf.repair.gate import PASSED, Gate, identity_embedder
-from diffinf.run import load_tensors, read_json, save_tensors
+from diffinf.repair.gate import Gate, identity_embedder, load_gate
+from diffinf.run import load_tensors, save_tensors
 from diffinf.training.loop import worker_count
-
-# What a stronger edit may mend; one that already lost the person only goes further away.
-_STRONGER_MAY_PASS = ("judge", "influence")
-REASONS = (PASSED, "judge", "identity", "roundtrip", "influence")
 
 
 def run_batches(
@@ -86,27 +81,9 @@ def _autoencoder(directory: str, device: str) -> Autoencoder:
 
 
 @cache
-def _gate(scratch: str, settings: str, device: str) -> Gate:
-    """Load the judges of a repair; `settings` is its RepairConfig as JSON."""
-    directory = Path(scratch)
-    gate = read_json(directory / "gate.json")
-
-    def fold_models(path: str) -> list[torch.nn.Module]:
-        folders = sorted(Path(path).glob("fold-*"), key=lambda folder: int(folder.name.removeprefix("fold-")))
-        return [load_classifier(folder, device)[0] for folder in folders]
-
-    identity = gate.get("identity")
-    return Gate(
-        judges=fold_models(gate["judges"]),
-        scorers=fold_models(gate["scorers"]),
-        influence_limits=torch.tensor([math.inf if x is None else x for x in gate["influence_limits"]]),
-        scope=gate["scope"],
-        embedder=None
-        if gate["identity_threshold"] is None
-        else identity_embedder(identity["judge"], directory / "identity", torch.device(device)),
-        identity_threshold=gate["identity_threshold"] or 0.0,
-        config=RepairConfig.model_validate_json(settings),
-        device=torch.device(device),
+def _gate(repair: str, scorers: str, settings: str, device: str) -> Gate:
+    return load_gate(
+        Path(repair), Path(scorers), RepairConfig.model_validate_json(settings), torch.device(device)
     )
 
 
@@ -139,56 +116,27 @@ def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
 
 
 def edit_job(job: Job, report: Report) -> dict[str, Any]:
-    """Decode a batch of edits and gate them; each sample gets the gentlest edit that passes.
-
-    Of a sample that passes at no strength the last attempt is kept, for people to see.
-    """
+    """Decode a batch of edits and gate them; each sample gets the gentlest edit that passes."""
     model, config, material = _read(job)
-    gate = _gate(job["scratch"], config.model_dump_json(), job["device"])
+    gate = _gate(job["repair"], job["scorers"], config.model_dump_json(), job["device"])
     path = Path(job["scratch"]) / f"take_apart_job-{job['start']}.safetensors"
     apart = {name: values.to(model.device) for name, values in load_tensors(path).items()}
-    parts = Inverted(apart["code"], apart["noisy"], apart["roundtrip"])
-    count = len(parts.code)
-    result: dict[str, Tensor] = {}
-    pending = torch.arange(count)
-    for strength in config.strengths:
-        at = pending.to(model.device)
-        decoded = decode_edit(
-            model,
-            Inverted(parts.code[at], parts.noisy[at], parts.roundtrip[at]),
-            Wish(material["code"][at], material["labels"][at], material["shown"][at]),
-            strength,
-            config,
-        )
-        edited = keep_unchanged(material["images"][at], parts.roundtrip[at], decoded, config)
-        verdict = gate.check(
-            material["images"][at].cpu(),
-            edited.cpu(),
-            material["labels"][at].cpu(),
-            material["judge_fold"][at].cpu(),
-            material["score_fold"][at].cpu(),
-            apart["error"][at].cpu(),
-        )
-        found = {
-            "edited": edited.cpu(),
-            "reason": torch.tensor([REASONS.index(reason) for reason in verdict.reasons]),
-            "strength": torch.full((len(pending),), strength),
-            "judge": verdict.judge,
-            "identity": verdict.identity,
-            "influence": verdict.influence,
-        }
-        for name, values in found.items():
-            result.setdefault(name, values.clone())[pending] = values
-        again = torch.tensor([reason in _STRONGER_MAY_PASS for reason in verdict.reasons])
-        pending = pending[again]
-        if not len(pending):
-            break
+    result = edit_batch(
+        model,
+        gate,
+        material["images"],
+        Inverted(apart["code"], apart["noisy"], apart["roundtrip"]),
+        Wish(material["code"], material["labels"], material["shown"]),
+        material["judge_fold"],
+        material["score_fold"],
+        config,
+    )
     codes = CodeEmbedder(
         lambda images: model.code(model.to_latents(images.to(model.device))), model.encode_batch
     )
     result["code_similarity"] = similarity(codes, material["images"], result["edited"]).cosine
     save_tensors(Path(job["path"]), result)
-    report(count)
+    report(len(material["images"]))
     return {}
 
 

@@ -5,6 +5,7 @@ Checked in this order, the first failure is the reason: round trip, judge, ident
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffinf.features.dlib_faces import DlibFaces
 from diffinf.features.interface import IdentityEmbedder, similarity
 from diffinf.features.persons import PersonEmbedder
 from diffinf.influence.ghost import Scope, squared_gradient_norms
+from diffinf.run import read_json
 
 PASSED = ""
 Apply = Callable[[nn.Module, Tensor], Tensor]
@@ -124,6 +126,36 @@ class Gate:
             for part, part_labels in zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
         ]
         return torch.cat(parts).float()
+
+
+def load_gate(directory: Path, scorers: Path, config: RepairConfig, device: torch.device) -> Gate:
+    """Return the gate of a repair.
+
+    Args:
+        directory: has gate.json, judge/fold-0, ... and, where persons judge identity, identity/.
+        scorers: the scoring cross-fit: fold-0, ...
+        config: the thresholds that are settings.
+        device: where to judge.
+    """
+    found = read_json(directory / "gate.json")
+    identity = None
+    if found["identity_threshold"] is not None:
+        identity = identity_embedder(found["identity"]["judge"], directory / "identity", device)
+    return Gate(
+        judges=_fold_models(directory / "judge", device),
+        scorers=_fold_models(scorers, device),
+        influence_limits=torch.tensor([math.inf if x is None else x for x in found["influence_limits"]]),
+        scope=found["scope"],
+        embedder=identity,
+        identity_threshold=found["identity_threshold"] or 0.0,
+        config=config,
+        device=device,
+    )
+
+
+def _fold_models(directory: Path, device: torch.device) -> list[nn.Module]:
+    folders = sorted(directory.glob("fold-*"), key=lambda folder: int(folder.name.removeprefix("fold-")))
+    return [load_classifier(folder, device)[0] for folder in folders]
 
 
 def identity_embedder(judge: str, directory: Path, device: torch.device) -> IdentityEmbedder:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from diffinf.config import Policy
 
+LABEL_FITS = "label_fits"  # the reason of a sample whose original shows its label well enough
 TRUSTED = 0.5  # from this P(label right) on there is no evidence that the label is wrong
 LEAST_OF_A_CLASS = 2  # training samples that a dataset needs of every class
 _INSTEAD: dict[Policy, str | None] = {
@@ -27,7 +28,7 @@ def decide(
     """Return the status of M flagged samples: "edited", "kept", "relabelled" or "dropped".
 
     A sample whose edit passed is edited. Of the others those are relabelled, or dropped, whose label is probably wrong
-    (`trust` below 0.5) and, to be relabelled, looks like another class; all else is kept. No class is left with fewer
+    (`trust` below 0.5, and not refused since it fits) and, to be relabelled, looks like another class; all else is kept. No class is left with fewer
     than two training samples: its most trusted ones stay.
 
     Args:
@@ -44,7 +45,7 @@ def decide(
         return statuses
     leaving: dict[str, list[int]] = {}
     for row, status in enumerate(statuses):
-        stays = instead == "relabelled" and likeliest[row] == labels[row]
+        stays = reasons[row] == LABEL_FITS or (instead == "relabelled" and likeliest[row] == labels[row])
         if status == "kept" and trust[row] < TRUSTED and not stays:
             leaving.setdefault(labels[row], []).append(row)
     for label, rows in leaving.items():

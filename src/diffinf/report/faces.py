@@ -20,6 +20,7 @@ REASONS = {
     "roundtrip": "the autoencoder does not give the picture back well enough to edit it",
     "influence": "the edited picture still pulls harder at a classifier than is usual in its class",
     "class_unreliable": "too few labels of the class are trusted to know what it looks like",
+    "label_fits": "an edit passed, but on a second look the picture shows its label well enough as it is",
     "restored": "an edit, a new label or a removal that a person undid with diffinf restore",
 }
 INSTEAD = {

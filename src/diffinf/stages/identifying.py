@@ -84,7 +84,7 @@ def identity_provider(wanted: Identity, identities: Strings | None) -> Provider:
 
 
 def judge_identity(workspace: Workspace, scratch: Path) -> IdentityJudge:
-    """Prepare the judge that the settings ask for; what it needs later lies in scratch/identity."""
+    """Prepare the judge that the settings ask for; an embedder of persons stays in the run's repair/identity."""
     config = workspace.config.repair
     provider = identity_provider(config.identity, workspace.identities)
     if provider == "none":
@@ -123,7 +123,7 @@ def _persons(workspace: Workspace, scratch: Path, persons: Ints) -> IdentityJudg
         device=workspace.device,
         checkpoint=scratch / "identity.checkpoint",
     )
-    save_classifier(scratch / "identity", network, spec)
+    save_classifier(workspace.run.repair / "identity", network, spec)
     vectors, _ = PersonEmbedder(network, to_input, workspace.device).embed(images[held_out])
     quantile = workspace.config.repair.identity_quantile
     calibration = calibrate(vectors, persons[held_out], quantile)

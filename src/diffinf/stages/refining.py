@@ -18,7 +18,7 @@ from diffinf import __version__
 from diffinf.data.card import MADE_BY
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.writers import write_refined
-from diffinf.repair.policy import decide
+from diffinf.repair.policy import LABEL_FITS, decide
 from diffinf.run import Run, load_tensors, read_json, read_table, stage_key, write_table
 
 RESTORED = "restored"  # the reason of a sample whose original was asked back
@@ -33,7 +33,8 @@ def refine(run: Run, dataset: FaceDataset) -> bool:
     """
     if not all((run.path / output).exists() for output in REFINED):
         run.discard("refine")
-    key = stage_key("refine", run.key("repair"), run.config.repair.policy, restored_ids(run))
+    config = run.config.repair
+    key = stage_key("refine", run.key("repair"), config.policy, config.fit_limit, restored_ids(run))
     return run.stage("refine", key, lambda: refine_run(run, dataset))
 
 
@@ -51,6 +52,9 @@ def decisions(run: Run) -> pa.Table:
     run.key("repair")
     table = read_table(run.attempts)
     rows, back = table.to_pylist(), set(restored_ids(run))
+    for row in rows:
+        if not row["reason"] and row["label_fit"] >= run.config.repair.fit_limit:
+            row["reason"] = LABEL_FITS
     statuses = decide(
         [row["reason"] for row in rows],
         [row["label"] for row in rows],

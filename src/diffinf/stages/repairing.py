@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from diffinf.classify.model import to_input
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
-from diffinf.repair.batches import REASONS, forget_models, run_batches
+from diffinf.repair.attempts import REASONS
+from diffinf.repair.batches import forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import train_surrogate
@@ -44,6 +46,7 @@ class Repair:
         self.labels, self.images = workspace.labels, workspace.images
         self.model = load_autoencoder(self.run.autoencoder, self.device)
         self.crossfit = load_crossfit(self.run.crossfit)
+        self.shares = workspace.class_shares()  # (N, K)
         # What the image appears to show instead of its label: the negative context of the edit.
         others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
         self.negative = others.argmax(1)
@@ -88,24 +91,52 @@ class Repair:
         return moved
 
     def judge(self, roundtrips: Tensor) -> CrossFit:
-        """Cross-fit the judge on originals and round trips, each sample counting as its label is trusted."""
+        """Cross-fit the judge on originals and round trips, to read what the labels are estimated to have been."""
         second_view = self.images.clone()
         second_view[self.rows] = roundtrips
-        config = self.workspace.config.classifier
+        seed, directory = self.workspace.seed + 1, self.run.repair / "judge"
+        return self._cross_fit("judge", self.images, second_view, self.shares, seed, directory)
+
+    def fit(self, edited: Tensor, accepted: Tensor) -> Tensor:
+        """Look at the originals again, knowing the edits: how surely they show their label, (M,).
+
+        A classifier of wrong labels has learned what misled the annotators, such as light or pose. In the repaired
+        dataset just such pictures show their label, so that one trained on it has learned less of that. What its folds
+        read in the originals is averaged with what the first classifiers do.
+
+        Args:
+            edited: uint8 (M, C, H, W), the last attempts.
+            accepted: bool (M,), those that passed the gate.
+        """
+        repaired, shares = self.images.clone(), self.shares.clone()
+        changed = self.rows[accepted]
+        repaired[changed] = edited[accepted]
+        shares[changed] = one_hot(self.labels[changed], shares.shape[1]).float()
+        seed, directory = self.workspace.seed + 2, self.scratch / "review"
+        review = self._cross_fit("second look", repaired, None, shares, seed, directory)
+        fold = review.fold[self.rows]
+        logits = out_of_fold_logits(review, self.images[self.rows], fold, device=self.device, tta_flip=True)
+        read = (logits.softmax(1) + self.crossfit.fitted[self.rows]) / 2
+        return read.gather(1, self.labels[self.rows][:, None])[:, 0]
+
+    def _cross_fit(
+        self, what: str, images: Tensor, extra: Tensor | None, targets: Tensor, seed: int, directory: Path
+    ) -> CrossFit:
         return cross_fit(
-            self.images,
+            images,
             self.labels,
             self.workspace.ids,
             spec=self.workspace.spec,
-            config=config,
+            config=self.workspace.config.classifier,
             folds=self.config.judge_folds,
-            seed=self.workspace.seed + 1,
-            directory=self.scratch / "judge",
+            seed=seed,
+            directory=directory,
             device=self.device,
             workers=self.workspace.config.compare.workers,
-            extra_images=second_view,
-            weights=self.trust,
+            extra_images=extra,
+            targets=targets,
             identities=self.workspace.identities,
+            description=what,
         )
 
     def influence(self) -> Tensor:
@@ -143,7 +174,7 @@ def repair_run(workspace: Workspace) -> None:
         return
     workers = workspace.config.compare.workers
     common: dict[str, Any] = {"config": repair.config, "device": repair.device, "workers": workers}
-    settings = {"autoencoder": str(run.autoencoder)}
+    settings = {"autoencoder": str(run.autoencoder), "repair": str(run.repair), "scorers": str(run.crossfit)}
     identity = judge_identity(workspace, repair.scratch)
     moved = repair.moved_codes(identity)
     material = {
@@ -166,17 +197,17 @@ def repair_run(workspace: Workspace) -> None:
         repair.config.influence_quantile,
         len(workspace.dataset.class_names),
     )
+    unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
     gate = {
-        "judges": str(repair.scratch / "judge"),
-        "scorers": str(run.crossfit),
         "scope": workspace.config.influence.scope,
         "influence_limits": [
             x if math.isfinite(x) else None for x in limits.tolist()
         ],  # JSON has no infinity
         "identity_threshold": identity.threshold,
         "identity": identity.figures,
+        "unreliable_classes": unreliable,
     }
-    write_json(repair.scratch / "gate.json", gate)
+    write_json(run.repair / "gate.json", gate)
     write_material(repair.scratch / "material", judge_fold=judge.fold[rows])
     edited = run_batches(
         "edit_job", repair.scratch, len(rows), description="edit and gate", settings=settings, **common
@@ -188,12 +219,10 @@ def repair_run(workspace: Workspace) -> None:
         "error": apart["error"],
         "judge_before": before.gather(1, repair.labels[rows][:, None])[:, 0],
         "influence_before": influence[rows],
+        "label_fit": repair.fit(edited["edited"], edited["reason"] == 0),
         "code_before": apart["code"],
         "code_after": moved,
     }
-    shown = {name: value for name, value in gate.items() if name not in ("judges", "scorers")}
-    unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
-    write_json(run.repair / "gate.json", {**shown, "unreliable_classes": unreliable})
     _write(repair, found)
 
 
@@ -205,7 +234,7 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         empty = repair.images[:0]
         found = {name: torch.empty(0) for name in ("reason", "strength", "judge", "identity", "influence")}
         found |= {name: torch.empty(0) for name in ("error", "judge_before", "influence_before")}
-        found |= {"code_similarity": torch.empty(0)}
+        found |= {name: torch.empty(0) for name in ("code_similarity", "label_fit")}
         found |= {"edited": empty, "roundtrip": empty}
         found |= {name: torch.empty(0, 0) for name in ("code_before", "code_after")}
     blocked = repair.unreliable()[repair.labels[rows]]
@@ -224,6 +253,7 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
         "likeliest": pa.array(names[likeliest.numpy()], pa.string()),
         "label_trust": pa.array(repair.trust[rows].tolist(), pa.float64()),
+        "label_fit": pa.array(found["label_fit"].tolist(), pa.float64()),
         "reason": pa.array(reasons, pa.string()),
         "strength": pa.array(found["strength"].tolist(), pa.float64()),
         "judge_before": pa.array(found["judge_before"].tolist(), pa.float64()),
@@ -246,13 +276,13 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
 
 
 def _models(repair: Repair) -> dict[str, str | None]:
-    """Hashes of the weights that took part, by role: the judges themselves do not outlive the stage."""
-    run, scratch = repair.run, repair.scratch
+    """Hashes of the weights that took part, by role."""
+    run = repair.run
     return {
         "autoencoder": files_sha256(run.autoencoder, "**/*.safetensors"),
         "classifier": files_sha256(run.classifier, "model.safetensors"),
         "scorers": files_sha256(run.crossfit, "fold-*/model.safetensors"),
-        "judges": files_sha256(scratch / "judge", "fold-*/model.safetensors"),
+        "judges": files_sha256(run.repair / "judge", "fold-*/model.safetensors"),
         "surrogate": files_sha256(run.surrogate, "surrogate.safetensors"),
-        "identity_embedder": files_sha256(scratch / "identity", "**/*.safetensors"),
+        "identity_embedder": files_sha256(run.repair / "identity", "**/*.safetensors"),
     }

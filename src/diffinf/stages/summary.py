@@ -19,7 +19,7 @@ from diffinf.report import write_report
 from diffinf.run import GROUP, Run, load_tensors, read_class_names, read_json, read_table, write_json
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
-REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "restored")
+REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "label_fits", "restored")
 _READ_BY_GROUP = ("baseline", "diffinf")  # arms whose accuracy is broken down: before and after
 _PACKAGES = ("torch", "timm", "diffusers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
