@@ -246,6 +246,9 @@ class RepairConfig(StageConfig):
     diffusion_steps: int = Field(
         8, ge=1, le=1000, description="network evaluations of an inversion and of a decode"
     )
+    inversion_steps: int | None = Field(
+        None, ge=1, le=1000, description="network evaluations of an inversion; none: as diffusion_steps"
+    )
     depth: float = Field(
         0.4, gt=0, le=1, description="noise level that images are inverted to; 1 is pure noise"
     )

@@ -36,7 +36,8 @@ def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: Repair
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         return model.predict(noisy, t, context)
 
-    noisy = model.invert_latents(latents, predict, steps=config.diffusion_steps, depth=config.depth)
+    steps = config.inversion_steps or config.diffusion_steps
+    noisy = model.invert_latents(latents, predict, steps=steps, depth=config.depth)
     back = model.decode_latents(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return Inverted(code, noisy, model.to_images(back))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from diffinf.classify.crossfit import cross_fit, out_of_fold_logits
+from diffinf.classify.crossfit import CrossFit, cross_fit, out_of_fold_logits
 from diffinf.evaluate.conversion import conversion
 from diffinf.evaluate.detection import detection
 from diffinf.run import load_tensors, read_json, read_table, write_json, write_table
@@ -66,37 +67,42 @@ def _detection(workspace: Workspace, wrong: npt.NDArray[np.bool_]) -> dict[str, 
 
 
 def _readings(workspace: Workspace, truth: Tensor) -> dict[str, Ints]:
-    """The class an oracle reads in each flagged image, (M,): as it came, after a round trip, after the edit.
-
-    The oracle is cross-fitted on the TRUE labels, on originals and on unedited round trips, so that the
-    texture of a decoded image means nothing to it; it reads a sample with the model that never saw it.
-    """
+    """The class an oracle reads in each flagged image, (M,): as it came, after a round trip, after the edit."""
     rows = workspace.rows_of(read_table(workspace.run.edits)["id"].to_pylist())
     if not len(rows):
         return {}
     pictures = load_tensors(workspace.run.repair / "pictures.safetensors")
-    second_view = workspace.images.clone()
-    second_view[rows] = pictures["roundtrip"]
-    config = workspace.config.classifier
-    oracle = cross_fit(
-        workspace.images,
-        truth,
-        workspace.ids,
-        spec=workspace.spec,
-        config=config,
-        folds=workspace.config.repair.judge_folds,
-        seed=workspace.seed,
-        directory=workspace.run.scratch("evaluate-edits"),
-        device=workspace.device,
-        workers=workspace.config.compare.workers,
-        extra_images=second_view,
-        identities=workspace.identities,
-    )
+    oracle = fit_oracle(workspace, truth, workspace.run.scratch("evaluate-edits"))
     fold = oracle.fold[rows]
     return {
         view: out_of_fold_logits(oracle, pictures[view], fold, device=workspace.device).argmax(1).numpy()
         for view in VIEWS
     }
+
+
+def fit_oracle(workspace: Workspace, truth: Tensor, directory: Path) -> CrossFit:
+    """Cross-fit an oracle on the TRUE labels (N,), for measuring alone; its folds stay in `directory`.
+
+    It learns originals and unedited round trips, so that the texture of a decoded image means nothing to it, and reads
+    a sample with the model that never saw it.
+    """
+    rows = workspace.rows_of(read_table(workspace.run.edits)["id"].to_pylist())
+    second_view = workspace.images.clone()
+    second_view[rows] = load_tensors(workspace.run.repair / "pictures.safetensors")["roundtrip"]
+    return cross_fit(
+        workspace.images,
+        truth,
+        workspace.ids,
+        spec=workspace.spec,
+        config=workspace.config.classifier,
+        folds=workspace.config.repair.judge_folds,
+        seed=workspace.seed,
+        directory=directory,
+        device=workspace.device,
+        workers=workspace.config.compare.workers,
+        extra_images=second_view,
+        identities=workspace.identities,
+    )
 
 
 def _conversion(

@@ -16,14 +16,16 @@ from torch.nn.functional import one_hot
 
 from diffinf.classify.crossfit import CrossFit, cross_fit, load_crossfit, out_of_fold_logits, write_material
 from diffinf.classify.model import to_input
+from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import load_autoencoder
+from diffinf.features.distil import IdentityHead
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
 from diffinf.repair.attempts import REASONS
 from diffinf.repair.batches import forget_models, run_batches
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, optimise_codes
-from diffinf.repair.surrogate import train_surrogate
+from diffinf.repair.surrogate import Surrogate, train_surrogate
 from diffinf.run import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.stages.identifying import IdentityJudge, judge_identity
 from diffinf.stages.workspace import Workspace
@@ -51,15 +53,18 @@ class Repair:
         others = self.crossfit.logits.scatter(1, self.labels[:, None], -torch.inf)
         self.negative = others.argmax(1)
 
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """Return the normalised codes (N, D) of the training samples, on the CPU."""
+        parts = [
+            self.model.code(self.model.to_latents(part)).cpu()
+            for part in torch.split(self.images, self.model.encode_batch)
+        ]
+        return torch.cat(parts)
+
     def moved_codes(self, identity: IdentityJudge) -> Tensor:
         """Train the surrogate and move the flagged samples' codes; return the normalised codes (M, D)."""
-        with torch.no_grad():
-            codes = torch.cat(
-                [
-                    self.model.code(self.model.to_latents(part)).cpu()
-                    for part in torch.split(self.images, self.model.encode_batch)
-                ]
-            )
+        codes = self.codes()
         classes = len(self.workspace.dataset.class_names)
         surrogate, metrics = train_surrogate(
             codes,
@@ -75,20 +80,38 @@ class Repair:
         if distilled is not None:
             save_tensors(self.run.surrogate / "identity_head.safetensors", distilled[0].state_dict())
             write_json(self.run.surrogate / "identity_head.json", asdict(distilled[1]))
-        prior = CodePrior.fit(codes, self.labels, self.trust, classes)
+        moved, terms = self.move(
+            codes,
+            surrogate,
+            self.config,
+            identity_known=identity.own_head or distilled is not None,
+            identity_head=None if distilled is None else distilled[0],
+        )
+        write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
+        return moved
+
+    def move(
+        self,
+        codes: Tensor,
+        surrogate: Surrogate,
+        config: RepairConfig,
+        *,
+        identity_known: bool,
+        identity_head: IdentityHead | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Move the flagged among the codes (N, D) by the objective; what `optimise_codes` returns, M rows each."""
+        prior = CodePrior.fit(codes, self.labels, self.trust, len(self.workspace.dataset.class_names))
         with torch.enable_grad():
-            moved, terms = optimise_codes(
+            return optimise_codes(
                 self.model.cpu(),
                 surrogate,
                 prior,
                 codes[self.rows],
                 self.labels[self.rows],
-                self.config,
-                identity_known=identity.own_head or distilled is not None,
-                identity_head=None if distilled is None else distilled[0],
+                config,
+                identity_known=identity_known,
+                identity_head=identity_head,
             )
-        write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
-        return moved
 
     def judge(self, roundtrips: Tensor) -> CrossFit:
         """Cross-fit the judge on originals and round trips, to read what the labels are estimated to have been."""
