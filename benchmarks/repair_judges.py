@@ -95,7 +95,10 @@ class Oracle:
         for k, model in enumerate(self.fitted.models(self.workspace.device)):
             if (mine := np.flatnonzero(fold == k)).size:
                 features[mine] = predict(model, images[mine], device=self.workspace.device)[0].numpy()
-        groups, references = fold * classes + labels, np.concatenate([truth + k * classes for k in range(folds)])
+        groups, references = (
+            fold * classes + labels,
+            np.concatenate([truth + k * classes for k in range(folds)]),
+        )
         known = np.concatenate(held_out)
         own, other, real = matched_rows(groups, references)
 
@@ -158,7 +161,11 @@ class FactorReader:
             views = torch.cat([kept, kept + len(second)])
 
             def step(
-                index: int, model: Any = model, optimizer: Any = optimizer, views: Tensor = views, seed: int = seed
+                index: int,
+                model: Any = model,
+                optimizer: Any = optimizer,
+                views: Tensor = views,
+                seed: int = seed,
             ) -> dict[str, float]:
                 at = views[batch_indices(len(views), config.batch_size, seed, index)]
                 with torch.random.fork_rng():  # dropout takes no generator

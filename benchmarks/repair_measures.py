@@ -66,7 +66,9 @@ def drift(before: Floats, after: Floats, scale: Floats) -> Floats:
         return np.where(scale > 0, np.abs(after - before).mean(axis=0) / scale, np.nan)
 
 
-def grouped_drift(found: Floats, readable: Bools, names: Sequence[str], groups: Sequence[str]) -> dict[str, Any]:
+def grouped_drift(
+    found: Floats, readable: Bools, names: Sequence[str], groups: Sequence[str]
+) -> dict[str, Any]:
     """Mean drift (F,) of the readable factors, by group, and the five that move most."""
     kept = readable & np.isfinite(found)
     result: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Edits of some flagged samples again under other settings, behind the gate of the run: editors, terms, steps."""
+"""Edits of flagged samples again under other settings, behind the gate of the run, and what they cost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ from diffinf.data.dataset import open_dataset
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
 from diffinf.evaluate.conversion import conversion
-from diffinf.features.distil import IdentityHead
 from diffinf.repair.attempts import edit_batch
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
-from diffinf.repair.editors import EDITORS, Inverted, Wish
+from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import Gate, load_gate
-from diffinf.repair.surrogate import Surrogate
 from diffinf.run import Run, load_tensors, read_json, read_table
-from diffinf.stages.repairing import Repair
 from diffinf.stages.workspace import Workspace
 from repair_judges import ORACLES, Oracle
-from repair_measures import Bools, Floats, Ints, chosen, evaluations, in_half, mean_or_none, paired, psnr, share
+from repair_measures import Bools, Floats, Ints, chosen, evaluations, in_half, mean_or_none, share
 
 
 class Flagged:
@@ -56,7 +53,9 @@ class Flagged:
         self.workspace = Workspace(run, open_dataset(config.dataset, config.data, seed=config.seed))
         truth = self.workspace.truth()
         if truth is None:
-            raise UserError(f"{config.dataset}: no column truth_label; a repair is measured against the truth")
+            raise UserError(
+                f"{config.dataset}: no column truth_label; a repair is measured against the truth"
+            )
         self.truth, self.edits = truth, read_table(run.edits).to_pylist()
         self.ids = [row["id"] for row in self.edits]
         names = self.workspace.dataset.class_names
@@ -146,7 +145,7 @@ class Trial:
         evaluations: (S,) rows given to the network, back-off decodes counted.
         guide: the same for the guide, a sample on average.
         seconds: of taking apart, editing and gating, all samples.
-        bare: seconds of the same network evaluations alone.
+        bare: seconds of the same network evaluations alone, where they were timed.
     """
 
     samples: Ints
@@ -156,7 +155,7 @@ class Trial:
     evaluations: Floats
     guide: float
     seconds: float
-    bare: float
+    bare: float | None
 
     @property
     def accepted(self) -> Bools:
@@ -164,7 +163,14 @@ class Trial:
         return self.found["reason"].numpy() == 0
 
 
-def attempt(flagged: Flagged, samples: Ints, config: RepairConfig, moved: Tensor | None = None) -> Trial:
+def attempt(
+    flagged: Flagged,
+    samples: Ints,
+    config: RepairConfig,
+    moved: Tensor | None = None,
+    *,
+    timed: bool = False,
+) -> Trial:
     """Take samples apart, edit and gate them under `config`.
 
     Args:
@@ -172,6 +178,7 @@ def attempt(flagged: Flagged, samples: Ints, config: RepairConfig, moved: Tensor
         samples: (S,) positions among the flagged.
         config: settings of the repair.
         moved: codes (S, D) at full strength; by default those of the run.
+        timed: time the same network evaluations alone too.
     """
     gate = flagged.gate(config)
     moved = flagged.codes["after"][samples] if moved is None else moved
@@ -180,7 +187,7 @@ def attempt(flagged: Flagged, samples: Ints, config: RepairConfig, moved: Tensor
         torch.set_num_threads(1)  # as the workers of a run
     try:
         parts = [
-            _attempt_batch(flagged, gate, samples[start:stop], moved[start:stop], config)
+            _attempt_batch(flagged, gate, samples[start:stop], moved[start:stop], config, timed)
             for start in range(0, len(samples), config.batch_size)
             for stop in (start + config.batch_size,)
         ]
@@ -194,12 +201,12 @@ def attempt(flagged: Flagged, samples: Ints, config: RepairConfig, moved: Tensor
         np.concatenate([part.evaluations for part in parts]),
         sum(part.guide * len(part.samples) for part in parts) / len(samples),
         sum(part.seconds for part in parts),
-        sum(part.bare for part in parts),
+        sum(part.bare or 0.0 for part in parts) if timed else None,
     )
 
 
 def _attempt_batch(
-    flagged: Flagged, gate: Gate, samples: Ints, moved: Tensor, config: RepairConfig
+    flagged: Flagged, gate: Gate, samples: Ints, moved: Tensor, config: RepairConfig, timed: bool
 ) -> Trial:
     model, device = flagged.model, flagged.workspace.device
     images = flagged.pictures["original"][samples].to(device)
@@ -212,10 +219,12 @@ def _attempt_batch(
     with counted(model) as during:
         found = edit_batch(model, gate, images, parts, wish, judges[samples], scorers[samples], config)
     seconds = _now(device) - start
-    start = _now(device)
-    _bare(model, before)
-    _bare(model, during)
-    bare = _now(device) - start
+    bare = None
+    if timed:
+        start = _now(device)
+        _bare(model, before)
+        _bare(model, during)
+        bare = _now(device) - start
     strengths = torch.tensor(config.strengths)
     attempts = (found["strength"][:, None] - strengths).abs().argmin(1).numpy() + 1
     each = evaluations(during.rows, config.diffusion_steps, attempts) + sum(before.rows) / len(images)
@@ -286,147 +295,9 @@ def figures(flagged: Flagged, trial: Trial) -> dict[str, Any]:
         "evaluations": {"mean": float(trial.evaluations.mean()), "max": float(trial.evaluations.max())},
         "guide_evaluations": trial.guide,
         "seconds_an_image": trial.seconds / len(samples),
-        "times_bare_evaluations": trial.seconds / trial.bare,
+        "times_bare_evaluations": None if trial.bare is None else trial.seconds / trial.bare,
         "n": len(samples),
     }
-
-
-def editors(flagged: Flagged, n: int) -> dict[str, Any]:
-    """Each editor on the same samples, the other settings as in the run."""
-    samples, config = flagged.sample(n), flagged.run.config.repair
-    found = {}
-    for name in EDITORS:
-        trial = attempt(flagged, samples, config.model_copy(update={"editor": name}))
-        found[name] = figures(flagged, trial)
-    return {"default": config.editor, "editors": found}
-
-
-TERMS: dict[str, dict[str, Any]] = {
-    "as set": {},
-    "no influence term": {"influence_weight": 0.0},
-    "no identity term": {"identity_weight": 0.0},
-    "neither": {"influence_weight": 0.0, "identity_weight": 0.0},
-    "codes not moved": {"code_steps": 0},
-}
-
-
-def ablation(flagged: Flagged, n: int) -> dict[str, Any]:
-    """The objective of the codes without some of its terms, at equal budget, on the same samples."""
-    samples, run = flagged.sample(n), flagged.run
-    repair = Repair(flagged.workspace)
-    codes = repair.codes()
-    surrogate = Surrogate(codes.shape[1], flagged.shown.shape[1])
-    surrogate.load_state_dict(load_tensors(run.surrogate / "surrogate.safetensors"))
-    head, saved = None, run.surrogate / "identity_head.safetensors"
-    if saved.exists():
-        weights = load_tensors(saved)
-        head = IdentityHead(codes.shape[1], len(weights["linear.bias"]))
-        head.load_state_dict(weights)
-        head.eval().requires_grad_(False)
-    judged = read_json(run.repair / "gate.json")["identity"]
-    known = head is not None or (judged is not None and judged["calibrated_on"].endswith("persons"))
-    found: dict[str, Any] = {}
-    for name, changes in TERMS.items():
-        config = run.config.repair.model_copy(update=changes)
-        moved, terms = repair.move(
-            codes, surrogate.eval().requires_grad_(False), config, identity_known=known, identity_head=head
-        )
-        trial = attempt(flagged, samples, run.config.repair, moved[samples])
-        means = {term: float(values[samples].mean()) for term, values in terms.items()}
-        found[name] = {**figures(flagged, trial), "terms": means}
-    return {
-        "surrogate": read_json(run.surrogate / "metrics.json"),
-        "identity_term": known,
-        "terms_before": found["codes not moved"]["terms"],
-        "rows": found,
-    }
-
-
-def steps(
-    flagged: Flagged,
-    n: int,
-    counts: list[int],
-    reference: tuple[int, int],
-    reference_n: int,
-    clean: Tensor | None,
-) -> dict[str, Any]:
-    """Error, cost, conversion and realism by the number of steps.
-
-    Args:
-        flagged: the run.
-        n: samples.
-        counts: steps of the inversion and of the decode.
-        reference: steps of inversion and decode to hold them against.
-        reference_n: samples of that.
-        clean: noise-free pictures (M, C, H, W) of the flagged samples, where they are known.
-    """
-    samples, base = flagged.sample(n), flagged.run.config.repair
-    own = base.inversion_steps or base.diffusion_steps, base.diffusion_steps
-    pairs = [(count, count) for count in counts]
-    trials: dict[tuple[int, int], Trial] = {}
-    rows: list[dict[str, Any]] = []
-    for pair in dict.fromkeys([reference, own, *sorted(pairs)]):
-        config = base.model_copy(update={"inversion_steps": pair[0], "diffusion_steps": pair[1]})
-        some = samples[:reference_n] if pair == reference else samples
-        row: dict[str, Any] = {"inversion": pair[0], "decode": pair[1], "is_setting": pair == own}
-        try:
-            trials[pair] = attempt(flagged, some, config)
-        except UserError as error:  # a scheduler that cannot take so many steps
-            rows.append({**row, "note": str(error)})
-            continue
-        row |= figures(flagged, trials[pair]) | _errors(flagged, trials[pair], clean)
-        row["realism"] = _realism(flagged, trials[pair], len(some))
-        if reference in trials:
-            row["minus_reference"] = _against(flagged, trials[pair], trials[reference])
-        rows.append(row)
-    rows.sort(key=lambda row: row["inversion"] + row["decode"])
-    return {"reference": list(reference), "scheduler": _scheduler(flagged.model), "rows": rows}
-
-
-def _scheduler(model: Any) -> dict[str, Any]:
-    scheduler = model.scheduler
-    return {"name": type(scheduler).__name__, "order": scheduler.config.get("solver_order", 1)}
-
-
-def _errors(flagged: Flagged, trial: Trial, clean: Tensor | None) -> dict[str, Any]:
-    original = flagged.pictures["original"][trial.samples]
-    error = (trial.roundtrip.float() - original.float()).abs().mean((1, 2, 3)) / 127.5
-    result = {"error": float(error.mean()), "psnr": _decibels(original, trial.roundtrip)}
-    if clean is not None:
-        result["psnr_noise_free"] = _decibels(clean[trial.samples], trial.roundtrip)
-    return result
-
-
-def _decibels(reference: Tensor, images: Tensor) -> dict[str, float]:
-    values = psnr(reference.numpy(), images.numpy())
-    return {"median": float(np.median(values)), "mean": float(np.mean(values))}
-
-
-def _realism(flagged: Flagged, trial: Trial, most: int) -> dict[str, Any] | None:
-    """Realism of the accepted among the first `most` samples, over all classes."""
-    rows, mine = trial.samples[:most], trial.accepted[:most]
-    found = flagged.oracle.realism(
-        trial.found["edited"][:most][mine], flagged.rows[rows][mine], flagged.labels[rows][mine]
-    )
-    return None if found is None else found["overall"]
-
-
-def _against(flagged: Flagged, trial: Trial, reference: Trial) -> dict[str, Any]:
-    """The trial minus the reference on the reference's samples: conversion, paired, and ratios of realism."""
-    most = len(reference.samples)
-    wrong = flagged.wrong[reference.samples]
-    result: dict[str, Any] = {
-        oracle: paired(
-            converted(flagged, trial, oracle)[:most][wrong], converted(flagged, reference, oracle)[wrong]
-        )
-        for oracle in ORACLES
-    }
-    mine, theirs = _realism(flagged, trial, most), _realism(flagged, reference, most)
-    for name in ("precision", "density", "coverage"):
-        pair = [None if side is None else side[name]["ratio"] for side in (mine, theirs)]
-        known = pair[0] is not None and pair[1] is not None
-        result[name] = pair[0]["estimate"] - pair[1]["estimate"] if known else None
-    return result
 
 
 def own_roundtrips(flagged: Flagged, samples: Ints, config: RepairConfig) -> Tensor:
