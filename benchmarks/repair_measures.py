@@ -1,4 +1,4 @@
-"""What the figures of the repair are made of: choice of samples, errors, drift of factors, shares. Arrays in and out."""
+"""What the figures of the repair are made of: choice of samples, errors, drift of factors, shares."""
 
 from __future__ import annotations
 

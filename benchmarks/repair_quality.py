@@ -203,7 +203,7 @@ def roundtrips(flagged: Flagged, clean: Tensor) -> dict[str, Any]:
 
 
 def factor_drift(flagged: Flagged) -> dict[str, Any]:
-    """How far accepted edits move factors that they should leave alone, as a regressor trained on the truth reads them."""
+    """How far accepted edits move the other factors, as a regressor trained on the truth reads them."""
     factors, workspace = rendered_factors(flagged), flagged.workspace
     assert factors is not None, "called for rendered faces"
     names = [n for n, f in FACTORS.items() if f.group != "attribute" and n != "noise_seed"]

@@ -211,13 +211,14 @@ def _attempt_batch(
     model, device = flagged.model, flagged.workspace.device
     images = flagged.pictures["original"][samples].to(device)
     shown, labels = flagged.shown[samples].to(device), torch.from_numpy(flagged.labels[samples]).to(device)
-    wish, (judges, scorers) = Wish(moved.to(device), labels, shown), flagged.folds
+    wish = Wish(moved.to(device), labels, shown)
+    judges, scorers = (fold[samples].to(device) for fold in flagged.folds)
     _bare(model, Calls([len(images)], 0, _example(model, images, shown)))  # the first call is slower
     start = _now(device)
     with counted(model) as before:
         parts = take_apart(model, images, shown, config)
     with counted(model) as during:
-        found = edit_batch(model, gate, images, parts, wish, judges[samples], scorers[samples], config)
+        found = edit_batch(model, gate, images, parts, wish, judges, scorers, config)
     seconds = _now(device) - start
     bare = None
     if timed:
