@@ -119,6 +119,8 @@ def plot_steps(found: dict[str, Any], target: Path) -> None:
     right.legend(fontsize=8.5)
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.set_xticks(total, map(str, total))
+        axes.minorticks_off()
         axes.set_xlabel("steps, inversion + decode")
         axes.grid(alpha=0.3)
     with atomic_path(target) as partial:
