@@ -23,19 +23,19 @@ from diffinf.repair.edit import decode_edit, take_apart
 from diffinf.repair.editors import Wish
 from diffusion.tiny_autoencoder import make_autoencoder, pictures
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import repair_measures as measures
 import repair_quality
 import repair_trials
 from repair_tables import show
 
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "repair.py"
 IDS = [f"face{row:03d}" for row in range(200)]
 
 
 def load() -> ModuleType:
     """The script, which is called as a folder of the tests is."""
-    spec = importlib.util.spec_from_file_location("repair_benchmark", BENCHMARKS / "repair.py")
+    spec = importlib.util.spec_from_file_location("repair_benchmark", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
