@@ -35,8 +35,11 @@ class Oracle:
         """Cross-fit it on the truth (N,) of originals and unedited round trips, or read it from `directory`."""
         self.workspace, self.truth = workspace, truth
         self.fitted = fit_oracle(workspace, torch.from_numpy(truth), directory)
-        counts = np.bincount(truth, minlength=len(workspace.dataset.class_names)).clip(min=1)
-        self.prior = torch.from_numpy(np.log(counts / counts.sum())).float()
+        shares = torch.from_numpy(
+            np.bincount(truth, minlength=len(workspace.dataset.class_names)) / len(truth)
+        )
+        # A class that nobody truly shows was never learned, and is not to be read.
+        self.prior = torch.where(shares > 0, shares.log(), torch.inf).float()
 
     def _variants(self, logits: Tensor) -> dict[str, Ints]:
         adjusted = logits - self.prior

@@ -77,6 +77,14 @@ def test_the_round_trip_gets_better_with_more_steps(autoencoder: DiffusionAutoen
     assert errors[2] < 0.5 * errors[1] < 0.25 * errors[0]
 
 
+def test_an_inversion_may_take_other_steps_than_the_decode(autoencoder: DiffusionAutoencoder) -> None:
+    def noisy(**changes: object) -> Tensor:
+        return take_apart(autoencoder, IMAGES, SHOWN, settings(**changes)).noisy
+
+    assert torch.equal(noisy(inversion_steps=8), noisy(diffusion_steps=8))
+    assert torch.equal(noisy(inversion_steps=8, diffusion_steps=2), noisy(diffusion_steps=8))
+
+
 def test_a_strength_of_nearly_nothing_is_the_round_trip(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
