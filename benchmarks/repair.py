@@ -53,12 +53,14 @@ def dataset(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 
 def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
-    """The settings of the run: the preset's, with longer classifiers, under what --set says."""
+    """The settings of the run: the preset's, with longer trainings, under what --set says."""
     name = options.preset or default_preset()
     values: dict[str, Any] = {"seed": 0, "data": {"id": "id", "split": "split"}}
     if options.rendered:
         values["data"]["identity"] = "identity"
         values["autoencoder"] = {"weights": "rendered"}
+    elif name != "tiny":
+        values["autoencoder"] = {"steps": 3000, "guide_steps": 3000}
     if name != "tiny":
         values["classifier"] = {"steps": 1000 if options.rendered else 3000}
     return make_config(str(faces.resolve()), preset_name=name, values=values, overrides=options.set)

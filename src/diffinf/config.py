@@ -244,7 +244,7 @@ class RepairConfig(StageConfig):
     )
     realism_weight: float = Field(0.5, ge=0, description="weight of -log p(code | label)")
     diffusion_steps: int = Field(
-        8, ge=1, le=1000, description="network evaluations of an inversion and of a decode"
+        6, ge=1, le=1000, description="network evaluations of an inversion and of a decode"
     )
     inversion_steps: int | None = Field(
         None, ge=1, le=1000, description="network evaluations of an inversion; none: as diffusion_steps"
@@ -257,17 +257,18 @@ class RepairConfig(StageConfig):
         description="what draws an image to its label: contexts and guide, the guide or the contexts alone, contexts "
         "with fresh noise, the moved code alone, or a linear direction of the code",
     )
-    guidance: float = Field(1.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
-    guidance_until: float = Field(
-        0.0, ge=0, le=1, description="share of the decode, at its end, without the negative context"
-    )
+    guidance: float = Field(3.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
     fresh_noise: float = Field(
         0.5, ge=0, le=1, description="renoised: share of the stochastic code's variance that is drawn anew"
     )
-    guide_scale: float = Field(0.2, ge=0, description="step of the guide, in units of the latents' spread")
-    guide_until: float = Field(
-        0.4, ge=0, le=1, description="share of the decode, at its end, that the guide leaves to the denoiser"
+    guide_scale: float = Field(0.35, ge=0, description="step of the guide, in units of the latents' spread")
+    finish_depth: float = Field(
+        0.35,
+        gt=0,
+        le=1,
+        description="noise level from which the denoiser alone makes a face of what the guide drew",
     )
+    finish_steps: int = Field(3, ge=1, description="network evaluations of that, under each context")
     guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
     guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")
     guide_smoothness: float = Field(
@@ -279,7 +280,7 @@ class RepairConfig(StageConfig):
         description="change in [0, 2] from which on the decoded edit replaces the original's pixels",
     )
     blend_width: float = Field(
-        0.03, gt=0, description="softness of that seam, as a share of the image's side"
+        0.04, gt=0, description="softness of that seam, as a share of the image's side"
     )
     strengths: list[float] = Field(
         [0.8, 1.4, 2.2],
@@ -287,14 +288,13 @@ class RepairConfig(StageConfig):
         description="strengths tried, gentlest first; the first that passes is taken",
     )
     judge_margin: float = Field(
-        0.05, ge=0, le=1, description="P(label) must exceed every other class's by so much"
+        0.3, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
-    fit_limit: float = Field(
-        0.11,
+    spare: float = Field(
+        1.0,
         ge=0,
-        le=1,
-        description="an original that shows its label with at least this probability, on a second look, is kept; "
-        "1: every edit that passed the gate is taken",
+        description="of the edits that passed, those are taken back whose originals show their label best on a second "
+        "look: as many as flags are estimated to be right, times this; 0: none, and no second look",
     )
     identity_quantile: float = Field(
         0.99,

@@ -285,7 +285,7 @@ class _Timing:
             shown = one_hot(labels, self.spec.num_classes).float()
             parts = take_apart(model, images, shown, config)
             middle = time.perf_counter()
-            decode_edit(model, parts, Wish(parts.code, labels, shown), 1.0, config).cpu()
+            decode_edit(model, parts, Wish(parts.code, labels, shown), 1.0, config).images.cpu()
             end = time.perf_counter()
         each = len(images) * self.workers / repeats
         return (middle - start) / each, (end - middle) / each

@@ -351,8 +351,9 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
 def repair(workspace: Workspace) -> None:
     """Edit the flagged samples and gate the edits; then, by the policy, edits.parquet and the refined dataset."""
     run = workspace.run
-    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy", "fit_limit"})
-    key = stage_key("repair", 3, run.key("score"), run.key("train-autoencoder"), settings)
+    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy", "spare"})
+    looks_again = workspace.config.repair.spare > 0
+    key = stage_key("repair", 3, run.key("score"), run.key("train-autoencoder"), settings, looks_again)
     if not run.is_done("repair", key):
         run.discard("refine", REFINED)
     if run.stage("repair", key, lambda: repair_run(workspace), outputs=REPAIRED):

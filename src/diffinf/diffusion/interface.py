@@ -63,6 +63,9 @@ class Autoencoder(Protocol):
     ) -> Tensor:
         """Return clean latents of noisy ones; `correct` changes each step's predicted clean latents."""
 
+    def signal(self, steps: int, depth: float) -> float:
+        """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
+
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return what normalised codes (B, D) say.
 

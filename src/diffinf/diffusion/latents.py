@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from diffinf.diffusion.first_stage import FirstStage
-from diffinf.diffusion.invert import Correction, Prediction, check_scheduler, decode, invert
+from diffinf.diffusion.invert import Correction, Prediction, check_scheduler, decode, invert, timestep_grid
 from diffinf.diffusion.networks import CodeStatistics, Denoiser, Guide, SemanticEncoder
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.diffusion.spec import AutoencoderSpec
@@ -236,6 +236,10 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
     ) -> Tensor:
         """Return clean latents of noisy ones; see `diffinf.diffusion.invert.decode`."""
         return decode(self.scheduler, noisy, predict, steps=steps, depth=depth, correct=correct)
+
+    def signal(self, steps: int, depth: float) -> float:
+        """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
+        return float(self.alphas_cumprod[timestep_grid(len(self.alphas_cumprod), steps, depth)[-1]])
 
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attribute's logits (B, K) and identity vectors (B, I) of normalised codes (B, D)."""

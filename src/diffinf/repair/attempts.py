@@ -49,8 +49,7 @@ def edit_batch(
     pending = torch.arange(len(images))
     for strength in config.strengths:
         at = pending.to(model.device)
-        rest = Inverted(parts.code[at], parts.noisy[at], parts.roundtrip[at])
-        wished = Wish(wish.code[at], wish.labels[at], wish.shown[at])
+        rest, wished = parts.at(at), wish.at(at)
         decoded = decode_edit(model, rest, wished, strength, config)
         edited = keep_unchanged(images[at], rest.roundtrip, decoded, config)
         verdict = gate.check(

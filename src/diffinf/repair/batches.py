@@ -109,8 +109,7 @@ def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
     model, config, material = _read(job)
     parts = take_apart(model, material["images"], material["shown"], config)
     error = (parts.roundtrip.float() - material["images"].float()).abs().mean((1, 2, 3)) / 127.5
-    tensors = {"code": parts.code, "noisy": parts.noisy, "roundtrip": parts.roundtrip, "error": error}
-    save_tensors(Path(job["path"]), tensors)
+    save_tensors(Path(job["path"]), {**vars(parts), "error": error})
     report(job["stop"] - job["start"])
     return {}
 
@@ -125,7 +124,7 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
         model,
         gate,
         material["images"],
-        Inverted(apart["code"], apart["noisy"], apart["roundtrip"]),
+        Inverted(apart["code"], apart["latents"], apart["noisy"], apart["roundtrip"]),
         Wish(material["code"], material["labels"], material["shown"]),
         material["judge_fold"],
         material["score_fold"],

@@ -1,12 +1,14 @@
 """The edit: taking images apart, decoding them as an editor plans it, and keeping what was not edited.
 
-The editors are in `diffinf.repair.editors`. By default the decode is drawn to the assigned label and away from what the
-image appears to show, v = (1 + w)·v(c+) - w·v(c-) (the rule of NegFaceDiff, arXiv 2508.09661), and, while there is
-still noise, a guide that reads through noise draws the label's features into the predicted clean image; then the
-denoiser alone makes a face of it.
+The editors are in `diffinf.repair.editors`. By default an edit is decoded twice. First a guide that reads through noise
+draws the label's features into the predicted clean image: it finds them, but it smudges. Then the drawing is carried up
+to a lower noise level, with the image's own noise, and the denoiser alone makes a face of it, towards the assigned label
+and away from what the image appears to show: v = (1 + w)·v(c+) - w·v(c-), the rule of NegFaceDiff (arXiv 2508.09661).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,23 @@ from torchvision.transforms.functional import gaussian_blur
 
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder
-from diffinf.repair.editors import EDITORS, Inverted, Wish
+from diffinf.diffusion.invert import Prediction
+from diffinf.repair.editors import EDITORS, Inverted, Plan, Wish
 from diffinf.training.loop import step_generator
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A batch of edits, decoded.
+
+    Attributes:
+        images: uint8 (B, C, H, W).
+        drawn: the same before the denoiser made a face of them: where these differ from the unedited round trip, there
+            is an edit.
+    """
+
+    images: Tensor
+    drawn: Tensor
 
 
 @torch.no_grad()
@@ -39,7 +56,7 @@ def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: Repair
     steps = config.inversion_steps or config.diffusion_steps
     noisy = model.invert_latents(latents, predict, steps=steps, depth=config.depth)
     back = model.decode_latents(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
-    return Inverted(code, noisy, model.to_images(back))
+    return Inverted(code, latents, noisy, model.to_images(back))
 
 
 def negative_guidance(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
@@ -57,8 +74,8 @@ def decode_edit(
     wish: Wish,
     strength: float,
     config: RepairConfig,
-) -> Tensor:
-    """Return edited uint8 images (B, C, H, W).
+) -> Edited:
+    """Decode a batch of edits.
 
     Args:
         model: the autoencoder.
@@ -68,24 +85,48 @@ def decode_edit(
         config: settings.
     """
     plan = EDITORS[config.editor](model, parts, wish, strength, config)
-    contexts = torch.cat([plan.positive, plan.negative])
-    steps = config.diffusion_steps
-    remaining = iter(range(steps, 0, -1))  # the denoiser is asked once a step
+    steps, depth = config.diffusion_steps, config.depth
+    if not plan.guide:
+        images = model.to_images(
+            model.decode_latents(plan.noisy, _prediction(model, plan), steps=steps, depth=depth)
+        )
+        return Edited(images, images)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
-        if next(remaining) <= config.guidance_until * steps or plan.scale == 0:
+        return model.predict(noisy, t, plan.positive)
+
+    def correct(clean: Tensor, _: float) -> Tensor:
+        return guided(model, clean, wish.labels, plan.guide, config)
+
+    drawn = model.decode_latents(plan.noisy, predict, steps=steps, depth=depth, correct=correct)
+    finished = _finish(model, parts, plan, drawn, config)
+    return Edited(model.to_images(finished), model.to_images(drawn))
+
+
+def _prediction(model: Autoencoder, plan: Plan) -> Prediction:
+    """Return what the denoiser predicts under the contexts of `plan`; a scale of 0 asks it once, not twice."""
+    contexts = torch.cat([plan.positive, plan.negative])
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        if plan.scale == 0:
             return model.predict(noisy, t, plan.positive)
         positive, negative = model.predict(noisy.repeat(2, 1, 1, 1), t.repeat(2), contexts).chunk(2)
         return negative_guidance(positive, negative, plan.scale)
 
-    def correct(clean: Tensor, left: float) -> Tensor:
-        # Once the guide is silent, the denoiser turns what it drew into a face again.
-        if not plan.guide or left <= config.guide_until:
-            return clean
-        return guided(model, clean, wish.labels, plan.guide, config)
+    return predict
 
-    latents = model.decode_latents(plan.noisy, predict, steps=steps, depth=config.depth, correct=correct)
-    return model.to_images(latents)
+
+def _finish(model: Autoencoder, parts: Inverted, plan: Plan, drawn: Tensor, config: RepairConfig) -> Tensor:
+    """Carry drawn latents (B, L, h, w) up to a lower noise level and decode them without the guide.
+
+    The noise is what the inversion found in the image, so that its texture stays its own.
+    """
+    signal = model.signal(config.inversion_steps or config.diffusion_steps, config.depth)
+    noise = (parts.noisy - signal**0.5 * parts.latents) / (1 - signal) ** 0.5
+    steps, depth = config.finish_steps, config.finish_depth
+    signal = model.signal(steps, depth)
+    noisy = signal**0.5 * drawn + (1 - signal) ** 0.5 * noise
+    return model.decode_latents(noisy, _prediction(model, plan), steps=steps, depth=depth)
 
 
 def guided(model: Autoencoder, clean: Tensor, labels: Tensor, scale: float, config: RepairConfig) -> Tensor:
@@ -112,8 +153,8 @@ def guided(model: Autoencoder, clean: Tensor, labels: Tensor, scale: float, conf
     return clean + scale * gradient / size
 
 
-def keep_unchanged(original: Tensor, roundtrip: Tensor, edited: Tensor, config: RepairConfig) -> Tensor:
-    """Put the edit into the original where it differs from the unedited round trip, and only there.
+def keep_unchanged(original: Tensor, roundtrip: Tensor, edited: Edited, config: RepairConfig) -> Tensor:
+    """Put the edit into the original where its drawing differs from the unedited round trip, and only there.
 
     What the edit did not touch keeps its pixels; what it touched is corrected by the smooth part of the round
     trip's error (shading, tint), so that no seam shows.
@@ -127,9 +168,11 @@ def keep_unchanged(original: Tensor, roundtrip: Tensor, edited: Tensor, config: 
     Returns:
         uint8 (B, C, H, W).
     """
-    source, plain, changed = (x.float() / 127.5 - 1 for x in (original, roundtrip, edited))
+    source, plain, drawn, changed = (
+        x.float() / 127.5 - 1 for x in (original, roundtrip, edited.drawn, edited.images)
+    )
     width = config.blend_width * original.shape[-1]
-    difference = _blurred((changed - plain).abs().mean(1, keepdim=True), width)
+    difference = _blurred((drawn - plain).abs().mean(1, keepdim=True), width)
     mask = (difference / config.blend_difference).clamp(0, 1)
     corrected = changed + _blurred(source - plain, 2 * width)
     blended = mask * corrected + (1 - mask) * source

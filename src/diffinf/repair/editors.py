@@ -27,13 +27,19 @@ class Inverted:
 
     Attributes:
         code: normalised semantic codes (B, D).
-        noisy: latents (B, L, h, w) carried up to the depth of the settings.
+        latents: clean latents (B, L, h, w).
+        noisy: the latents carried up to the depth of the settings.
         roundtrip: uint8 images (B, C, H, W), decoded without an edit.
     """
 
     code: Tensor
+    latents: Tensor
     noisy: Tensor
     roundtrip: Tensor
+
+    def at(self, rows: Tensor) -> Inverted:
+        """Return the images at `rows` alone."""
+        return Inverted(self.code[rows], self.latents[rows], self.noisy[rows], self.roundtrip[rows])
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Plan:
         positive: contexts (B, W) that the decode is drawn to.
         negative: contexts (B, W) that it is drawn away from.
         scale: w of (1 + w)·positive - w·negative; 0 is the positive context alone, -1 the negative one.
-        guide: how hard the guide pulls the predicted clean latents towards the labels; 0: not at all.
+        guide: how hard the guide pulls the predicted clean latents towards the labels, under the positive context
+            alone; the rule of the contexts then makes a face of what it drew. 0: no guide, and the rule all the way.
     """
 
     noisy: Tensor
@@ -68,6 +75,10 @@ class Wish:
     code: Tensor
     labels: Tensor
     shown: Tensor
+
+    def at(self, rows: Tensor) -> Wish:
+        """Return what is wished of the images at `rows` alone."""
+        return Wish(self.code[rows], self.labels[rows], self.shown[rows])
 
     @property
     def assigned(self) -> Tensor:
@@ -106,13 +117,13 @@ def renoised(model: Autoencoder, parts: Inverted, wish: Wish, strength: float, c
 
 
 def guide(model: Autoencoder, parts: Inverted, wish: Wish, strength: float, config: RepairConfig) -> Plan:
-    """Decode under the assigned label alone, helped by the guide: classifier guidance without a negative context."""
+    """As `guided`, but with the assigned label alone: classifier guidance without a negative context."""
     plan = contexts(model, parts, wish, strength, config)
     return Plan(plan.noisy, plan.positive, plan.negative, 0.0, strength * config.guide_scale)
 
 
 def guided(model: Autoencoder, parts: Inverted, wish: Wish, strength: float, config: RepairConfig) -> Plan:
-    """As `contexts`, helped by the guide, whose pull goes on growing with the strength beyond 1."""
+    """Let the guide draw, the harder the greater the strength, also beyond 1; then decode as `contexts` does."""
     plan = contexts(model, parts, wish, strength, config)
     return Plan(plan.noisy, plan.positive, plan.negative, plan.scale, strength * config.guide_scale)
 

@@ -34,7 +34,7 @@ def refine(run: Run, dataset: FaceDataset) -> bool:
     if not all((run.path / output).exists() for output in REFINED):
         run.discard("refine")
     config = run.config.repair
-    key = stage_key("refine", run.key("repair"), config.policy, config.fit_limit, restored_ids(run))
+    key = stage_key("refine", run.key("repair"), config.policy, config.spare, restored_ids(run))
     return run.stage("refine", key, lambda: refine_run(run, dataset))
 
 
@@ -52,9 +52,8 @@ def decisions(run: Run) -> pa.Table:
     run.key("repair")
     table = read_table(run.attempts)
     rows, back = table.to_pylist(), set(restored_ids(run))
-    for row in rows:
-        if not row["reason"] and row["label_fit"] >= run.config.repair.fit_limit:
-            row["reason"] = LABEL_FITS
+    for row in spared(rows, run.config.repair.spare):
+        row["reason"] = row["reason"] or LABEL_FITS
     statuses = decide(
         [row["reason"] for row in rows],
         [row["label"] for row in rows],
@@ -77,6 +76,17 @@ def decisions(run: Run) -> pa.Table:
     first = ("id", "target", "label", "appears", "status", "reason", "new_label", "label_trust")
     others = [name for name in table.column_names if name not in (*first, "likeliest")]
     return table.select([*first, *others])
+
+
+def spared(rows: list[dict[str, Any]], spare: float) -> list[dict[str, Any]]:
+    """Return those flagged samples whose originals show their label best on a second look.
+
+    As many as labels are estimated to be right among them (the sum of `label_trust`), times `spare`.
+    """
+    if not spare:
+        return []
+    count = round(spare * sum(row["label_trust"] for row in rows))
+    return sorted(rows, key=lambda row: (-row["label_fit"], row["id"]))[:count]
 
 
 def refine_run(run: Run, dataset: FaceDataset) -> None:

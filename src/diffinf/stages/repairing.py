@@ -236,13 +236,16 @@ def repair_run(workspace: Workspace) -> None:
         "edit_job", repair.scratch, len(rows), description="edit and gate", settings=settings, **common
     )
     before = out_of_fold_logits(judge, repair.images[rows], judge.fold[rows], device=repair.device).softmax(1)
+    label_fit = torch.full((len(rows),), torch.nan)
+    if repair.config.spare:
+        label_fit = repair.fit(edited["edited"], edited["reason"] == 0)
     found = {
         **edited,
         "roundtrip": apart["roundtrip"],
         "error": apart["error"],
         "judge_before": before.gather(1, repair.labels[rows][:, None])[:, 0],
         "influence_before": influence[rows],
-        "label_fit": repair.fit(edited["edited"], edited["reason"] == 0),
+        "label_fit": label_fit,
         "code_before": apart["code"],
         "code_after": moved,
     }
@@ -267,7 +270,6 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
     ]
     ids = workspace.ids[rows.numpy()]
     names = np.array(dataset.class_names)
-    identity = [None if np.isnan(value) else value for value in found["identity"].tolist()]
     likeliest = repair.crossfit.logits[rows].argmax(1)
     columns = {
         "id": pa.array(ids, pa.string()),
@@ -276,14 +278,14 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
         "appears": pa.array(names[repair.negative[rows].numpy()], pa.string()),
         "likeliest": pa.array(names[likeliest.numpy()], pa.string()),
         "label_trust": pa.array(repair.trust[rows].tolist(), pa.float64()),
-        "label_fit": pa.array(found["label_fit"].tolist(), pa.float64()),
+        "label_fit": pa.array(_known(found["label_fit"]), pa.float64()),
         "reason": pa.array(reasons, pa.string()),
         "strength": pa.array(found["strength"].tolist(), pa.float64()),
         "judge_before": pa.array(found["judge_before"].tolist(), pa.float64()),
         "judge_after": pa.array(found["judge"].tolist(), pa.float64()),
         "influence_before": pa.array(found["influence_before"].tolist(), pa.float64()),
         "influence_after": pa.array(found["influence"].tolist(), pa.float64()),
-        "identity_similarity": pa.array(identity, pa.float64()),
+        "identity_similarity": pa.array(_known(found["identity"]), pa.float64()),
         "code_similarity": pa.array(found["code_similarity"].tolist(), pa.float64()),
         "roundtrip_error": pa.array(found["error"].tolist(), pa.float64()),
         "source_sha256": pa.array(
@@ -296,6 +298,11 @@ def _write(repair: Repair, found: dict[str, Tensor] | None) -> None:
     save_tensors(run.repair / "codes.safetensors", codes, {"ids": json.dumps(ids.tolist())})
     write_json(run.repair / "models.json", _models(repair))
     write_table(run.attempts, pa.table(columns), dataset.class_names)
+
+
+def _known(values: Tensor) -> list[float | None]:
+    """Return values (M,), None for NaN."""
+    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _models(repair: Repair) -> dict[str, str | None]:

@@ -132,6 +132,10 @@ class DiffAE(nn.Module):
         timesteps = spaced_timesteps(self.config.timesteps, steps, depth)
         return ddim_decode(noisy, predict, self.alphas_cumprod, timesteps, correct)
 
+    def signal(self, steps: int, depth: float) -> float:
+        """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
+        return float(self.alphas_cumprod[spaced_timesteps(self.config.timesteps, steps, depth)[-1]])
+
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attribute's logits (B, K) and identity vectors (B, D) of normalised codes (B, D).
 
