@@ -263,7 +263,7 @@ class RepairConfig(StageConfig):
     )
     guide_scale: float = Field(0.35, ge=0, description="step of the guide, in units of the latents' spread")
     finish_depth: float = Field(
-        0.35,
+        0.3,
         gt=0,
         le=1,
         description="noise level from which the denoiser alone makes a face of what the guide drew",
