@@ -51,10 +51,10 @@ _REFUSED = (
 def default_scheduler(timesteps: int = 1000) -> DPMSolverMultistepScheduler:
     """Return DDIM on the linear schedule of DDPM (arXiv 2006.11239), predicting v (arXiv 2202.00512).
 
-    DDIM is DPM-Solver of first order (arXiv 2206.00927). diffusers inverts that one by asking the network at the level a
-    step leaves, its DDIM at the level it leads to, where the image has less noise than the network is told: with few
-    steps that blurs (docs/method.md has the figures). Higher orders lean on the steps before, which a correction of the
-    predicted clean latents invalidates.
+    DDIM is DPM-Solver of first order (arXiv 2206.00927). diffusers inverts that one by asking the network at the level
+    a step leaves, its DDIM at the level it leads to, where the image has less noise than the network is told: with few
+    steps that blurs (docs/method.md has the figures). Higher orders lean on the steps before, which a correction of
+    the predicted clean latents invalidates.
     """
     return DPMSolverMultistepScheduler(
         num_train_timesteps=timesteps,

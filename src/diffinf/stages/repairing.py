@@ -77,7 +77,7 @@ class Repair:
             write_json(self.run.surrogate / "identity_head.json", asdict(distilled[1]))
         prior = CodePrior.fit(codes, self.labels, self.trust, classes)
         with torch.enable_grad():
-            moved, terms = optimise_codes(
+            moved = optimise_codes(
                 self.model.cpu(),
                 surrogate,
                 prior,
@@ -87,8 +87,8 @@ class Repair:
                 identity_known=identity.own_head or distilled is not None,
                 identity_head=None if distilled is None else distilled[0],
             )
-        write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
-        return moved
+        write_json(self.run.repair / "terms.json", moved.summary())
+        return moved.code
 
     def judge(self, roundtrips: Tensor) -> CrossFit:
         """Cross-fit the judge on originals and round trips, to read what the labels are estimated to have been."""
