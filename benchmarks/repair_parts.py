@@ -55,11 +55,11 @@ def ablation(flagged: Flagged, n: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, changes in TERMS.items():
         config = run.config.repair.model_copy(update=changes)
-        moved, terms = repair.move(
+        moved = repair.move(
             codes, surrogate.eval().requires_grad_(False), config, identity_known=known, identity_head=head
         )
-        trial = attempt(flagged, samples, run.config.repair, moved[samples])
-        means = {term: float(values[samples].mean()) for term, values in terms.items()}
+        trial = attempt(flagged, samples, run.config.repair, moved.code[samples])
+        means = {term: float(values[samples].mean()) for term, values in moved.after.items()}
         found[name] = {**figures(flagged, trial), "terms": means}
     return {
         "surrogate": read_json(run.surrogate / "metrics.json"),
@@ -93,7 +93,10 @@ def steps(
     trials: dict[tuple[int, int], Trial] = {}
     rows: list[dict[str, Any]] = []
     for pair in dict.fromkeys([reference, own, *sorted(pairs)]):
-        config = base.model_copy(update={"inversion_steps": pair[0], "diffusion_steps": pair[1]})
+        finish = max(1, round(base.finish_steps * pair[1] / base.diffusion_steps))
+        config = base.model_copy(
+            update={"inversion_steps": pair[0], "diffusion_steps": pair[1], "finish_steps": finish}
+        )
         some = samples[:reference_n] if pair == reference else samples
         row: dict[str, Any] = {"inversion": pair[0], "decode": pair[1], "is_setting": pair == own}
         try:

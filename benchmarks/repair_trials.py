@@ -228,7 +228,8 @@ def _attempt_batch(
         bare = _now(device) - start
     strengths = torch.tensor(config.strengths)
     attempts = (found["strength"][:, None] - strengths).abs().argmin(1).numpy() + 1
-    each = evaluations(during.rows, config.diffusion_steps, attempts) + sum(before.rows) / len(images)
+    calls = len(during.rows) // int(attempts.max())  # an attempt
+    each = evaluations(during.rows, calls, attempts) + sum(before.rows) / len(images)
     decoded = decode_edit(model, parts, wish, 1.0, config)
     whole = keep_unchanged(images, parts.roundtrip, decoded, config).cpu()
     return Trial(

@@ -223,6 +223,13 @@ class RepairConfig(StageConfig):
     )
     surrogate_steps: int = Field(600, ge=1, description="optimisation steps of the surrogate")
     code_steps: int = Field(60, ge=0, description="optimisation steps of an edited code")
+    code_stop: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="a code stops moving once the attribute head reads the label in it with at least this "
+        "probability and the surrogate finds high influence less likely than not",
+    )
     code_learning_rate: float = Field(0.1, gt=0, description="Adam's step on normalised codes")
     influence_weight: float = Field(0.3, ge=0, description="weight of the surrogate's term")
     identity: Identity = Field(

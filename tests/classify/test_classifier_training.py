@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_problem import Problem
-from torch import nn
+from torch import Tensor, nn
 
 from diffinf.classify import train
 from diffinf.classify.model import create_classifier, predict, save_classifier
@@ -164,3 +164,54 @@ def test_a_users_classifier_takes_the_place_of_the_training(
     [(checkpoint, rate)] = load_checkpoints(tmp_path / "out")
     assert equal(checkpoint, mine) and rate == config.learning_rate
     assert load_dynamics(tmp_path / "out").shape == (1, 64, 2)
+
+
+def test_targets_that_are_the_labels_train_the_same(problem: Problem, config: ClassifierConfig) -> None:
+    shares = nn.functional.one_hot(problem.labels, 2)
+    hard, soft = (run(problem, config, **given) for given in ({}, {"targets": shares}))
+    for one, other in zip(hard.state_dict().values(), soft.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_targets_take_the_place_of_the_labels(
+    problem: Problem, unseen: Problem, config: ClassifierConfig
+) -> None:
+    swapped = nn.functional.one_hot(1 - problem.labels, 2).float()
+    assert accuracy(run(problem, config, targets=swapped), unseen) < 0.1
+    # Shares are learned as shares, not as the likelier class.
+    shares = torch.where(problem.labels[:, None] == torch.arange(2), 0.8, 0.2)
+    longer = config.model_copy(update={"steps": 120, "label_smoothing": 0.0})
+    read = predict(run(problem, longer, targets=shares), problem.images, device="cpu")[1].softmax(1)
+    torch.testing.assert_close(read.mean(0), torch.full((2,), 0.5), rtol=0, atol=0.1)
+    assert float(read.gather(1, problem.labels[:, None]).mean()) == pytest.approx(0.8, abs=0.07)
+
+
+def test_targets_are_part_of_the_key(problem: Problem, config: ClassifierConfig) -> None:
+    shares = nn.functional.one_hot(problem.labels, 2).float()
+    other = shares.clone()
+    other[0] = 0.5
+    given: dict[str, Any] = {"spec": problem.spec, "config": config, "seed": 0}
+    keys = [
+        training_key(problem.images, problem.labels, **given, targets=targets)
+        for targets in (None, shares, other, shares.clone())
+    ]
+    assert len(set(keys)) == 3 and keys[1] == keys[3]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.full((63, 2), 0.5),
+        torch.full((64, 3), 1 / 3),
+        torch.full((64,), 0.5),
+        torch.full((64, 2), torch.nan),
+        torch.tensor([[1.5, -0.5]]).repeat(64, 1),
+        torch.full((64, 2), 0.6),
+    ],
+    ids=["rows", "classes", "flat", "nan", "negative", "sum"],
+)
+def test_targets_that_are_no_shares_are_refused(
+    problem: Problem, config: ClassifierConfig, targets: Tensor
+) -> None:
+    with pytest.raises(ValueError, match=r"targets must be shares of the classes \(64, 2\)"):
+        run(problem, config, targets=targets)

@@ -228,13 +228,14 @@ def test_codes_move_towards_their_label(model: DiffAE) -> None:
     prior = CodePrior.fit(codes, LABELS, torch.ones(N), 2)
     surrogate = Surrogate(24, 2).eval().requires_grad_(False)
     wrong = 1 - LABELS
-    moved, terms = optimise_codes(
+    result = optimise_codes(
         model, surrogate, prior, codes, wrong, settings(code_steps=40), identity_known=True
     )
+    moved = result.code
     before, after = (model.read_code(code)[0].softmax(1)[range(N), wrong] for code in (codes, moved))
     assert (after > before).all()
     cosine = (nn.functional.normalize(codes, dim=1) * nn.functional.normalize(moved, dim=1)).sum(1)
-    torch.testing.assert_close(terms["identity"], 1 - cosine)
+    torch.testing.assert_close(result.after["identity"], 1 - cosine)
 
 
 def test_heads_have_the_datasets_classes() -> None:

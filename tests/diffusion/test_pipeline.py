@@ -7,27 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, spherical
-from diffinf.diffusion.invert import default_scheduler
 from diffinf.diffusion.networks import CodeStatistics
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.errors import UserError
+from diffusion.schedulers import ddim, dpm
 from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
 
 SIDE = SPEC.image_size // SPEC.patch_size
 
 
-@pytest.fixture(params=["ddim", "dpm"])
+@pytest.fixture(params=["default", "ddim", "dpm"])
 def model(request: pytest.FixtureRequest) -> DiffusionAutoencoder:
     made = make_autoencoder()
     with torch.random.fork_rng():
         torch.manual_seed(1)
         made.prior = LatentPrior(SPEC.code_size, 2, width=8, layers=2)
-    if request.param == "dpm":
-        made.scheduler = DPMSolverMultistepScheduler.from_config(made.scheduler.config)
+    if request.param != "default":
+        made.scheduler = {"ddim": ddim, "dpm": dpm}[request.param]()
     return made.freeze()
 
 
@@ -196,7 +196,7 @@ def test_components_that_do_not_fit_each_other_are_refused() -> None:
 
 
 def test_a_scheduler_put_in_later_is_checked_when_it_is_used(model: DiffusionAutoencoder) -> None:
-    model.scheduler = default_scheduler().from_config(default_scheduler().config, clip_sample=True)
+    model.scheduler = ddim(clip_sample=True)
     with pytest.raises(UserError, match="clip_sample"):
         model.encode(pictures(1, 2))
 

@@ -104,6 +104,18 @@ def test_summary_and_tables_agree(whole: Run) -> None:
     assert page.lstrip().startswith("<!") and 'src="http' not in page
 
 
+def test_the_terms_of_the_objective_are_told(whole: Run) -> None:
+    terms = json.loads((whole.repair / "terms.json").read_text())
+    assert list(terms) == ["label", "influence", "identity", "proximity", "realism"]
+    assert all(set(term) == {"weight", "before", "after"} for term in terms.values())
+    weighted = {
+        ends: sum(term["weight"] * term[ends] for term in terms.values()) for ends in ("before", "after")
+    }
+    assert weighted["after"] < weighted["before"] and terms["proximity"]["before"] == 0
+    page = html.unescape(whole.report.read_text())
+    assert "What moved the codes" in page and "Is the surrogate calibrated?" in page and "AUROC" in page
+
+
 def test_the_refined_dataset_has_the_same_rows_and_untouched_splits(whole: Run, faces: Path) -> None:
     before = pq.read_table(faces)
     (path,) = whole.refined.rglob("*.parquet")

@@ -13,6 +13,7 @@ from sklearn.model_selection import cross_val_predict
 from diffinf.errors import UserError
 from diffinf.influence.noise import (
     class_noise_rates,
+    class_shares,
     confident_joint,
     error_log_odds,
     expected_precision,
@@ -187,3 +188,32 @@ def test_log_odds_still_rank_where_every_label_was_fitted() -> None:
     score = error_log_odds(labels, p)
     assert len(np.unique(score)) == 600
     assert average_precision_score(wrong, score) >= average_precision_score(wrong, 1 - own) - 1e-9
+
+
+def test_class_shares_are_the_posterior_under_the_refined_joint() -> None:
+    labels, _, p, *_ = noisy(1, n=400)
+    shares = class_shares(labels, p)
+    joint = refined_joint(labels, p, confident_joint(labels, p))
+    np.testing.assert_allclose(shares, label_posterior(labels, p, joint))
+    np.testing.assert_allclose(shares.sum(1), 1)
+    assert shares.shape == p.shape and (shares >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_class_shares_are_nearer_to_the_truth_than_the_labels(seed: int) -> None:
+    labels, truth, p, *_ = noisy(seed)
+    rows = np.arange(len(labels))
+    shares = class_shares(labels, p)
+    assert (shares.argmax(1) == truth).mean() > (labels == truth).mean()
+    assert shares[rows, truth].mean() > (labels == truth).mean()
+
+
+def test_class_shares_of_clean_labels_are_the_labels() -> None:
+    labels = np.arange(300) % 3
+    shares = class_shares(labels, np.eye(3)[labels] * 0.97 + 0.01)
+    np.testing.assert_allclose(shares, np.eye(3)[labels], atol=1e-9)
+
+
+def test_class_shares_refuse_what_are_no_probabilities() -> None:
+    with pytest.raises(UserError, match="logits"):
+        class_shares([0, 1], np.full((2, 2), 2.0))

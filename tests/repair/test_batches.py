@@ -13,6 +13,7 @@ from diffinf.classify.crossfit import write_material
 from diffinf.classify.model import ClassifierSpec, create_classifier, save_classifier
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.errors import UserError
 from diffinf.repair import batches
 from diffinf.repair.attempts import REASONS
 from diffinf.repair.batches import run_batches
@@ -161,6 +162,22 @@ def test_the_gate_has_its_models_in_the_order_of_the_folds(tmp_path: Path, folds
     for models in (loaded.judges, loaded.scorers):
         assert [model.head.bias[0].item() for model in models] == list(range(folds))
     assert loaded.embedder is None and loaded.influence_limits.tolist() == [1.0, 2.0]
+
+
+def test_a_class_without_a_limit_has_none_in_the_gate(tmp_path: Path) -> None:
+    spec = ClassifierSpec("small_cnn", 2, 1, 32)
+    save_classifier(tmp_path / "judge" / "fold-0", create_classifier(spec, 0), spec)
+    gate = {"scope": "last", "influence_limits": [None, 2.0], "identity_threshold": None, "identity": None}
+    write_json(tmp_path / "gate.json", gate)  # JSON has no infinity
+    loaded = load_gate(tmp_path, tmp_path / "judge", CONFIG, CPU)
+    assert loaded.influence_limits.tolist() == [torch.inf, 2.0] and loaded.scope == "last"
+    assert loaded.config is CONFIG and loaded.device == CPU
+    assert not any(model.training for model in loaded.judges)
+
+
+def test_a_repair_without_its_gate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gate\.json"):
+        load_gate(tmp_path, tmp_path / "judge", CONFIG, CPU)
 
 
 @pytest.mark.parametrize("threshold", [0.7, None])

@@ -235,6 +235,54 @@ def test_the_guide_is_heard_until_it_is_to_be_silent(
         assert heard == [0.15] * times
 
 
+@pytest.mark.parametrize(
+    ("editor", "until", "branches"),
+    [
+        ("contexts", 0.0, [2, 2, 2, 2]),
+        ("contexts", 0.5, [2, 2, 1, 1]),
+        ("contexts", 0.7, [2, 2, 1, 1]),
+        ("guided", 0.25, [2, 2, 2, 1]),
+        ("contexts", 1.0, [1, 1, 1, 1]),
+        ("guide", 0.0, [1, 1, 1, 1]),
+        ("codes", 0.0, [1, 1, 1, 1]),
+    ],
+)
+def test_the_denoiser_is_asked_for_one_branch_where_the_other_does_not_count(
+    autoencoder: DiffusionAutoencoder,
+    apart: Inverted,
+    monkeypatch: pytest.MonkeyPatch,
+    editor: str,
+    until: float,
+    branches: list[int],
+) -> None:
+    asked: list[Tensor] = []
+    original = DiffusionAutoencoder.predict
+
+    def counting(model: DiffusionAutoencoder, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        asked.append(context)
+        return original(model, noisy, t, context)
+
+    monkeypatch.setattr(DiffusionAutoencoder, "predict", counting)
+    config = settings(diffusion_steps=4, guidance_until=until, editor=editor)
+    decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 1.0, config)
+    assert [len(context) / len(IMAGES) for context in asked] == branches
+    # The branch that is left is that of the assigned label.
+    if editor != "codes":
+        expected = autoencoder.context(apart.code, torch.eye(2)[ASSIGNED])
+        assert all(torch.equal(context[: len(IMAGES)], expected) for context in asked)
+
+
+def test_without_the_negative_context_to_the_end_an_edit_is_that_of_no_guidance(
+    autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
+) -> None:
+    wish = Wish(moved, ASSIGNED, SHOWN)
+    bare, plain, half = (
+        decode_edit(autoencoder, apart, wish, 1.0, settings(editor="contexts", **changes))
+        for changes in ({"guidance_until": 1.0}, {"guidance": 0.0}, {"guidance_until": 0.4})
+    )
+    assert torch.equal(bare, plain) and not torch.equal(bare, half)
+
+
 SOURCE = pictures(2, 3, size=32, channels=3).clamp(40, 180)
 
 

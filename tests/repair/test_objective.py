@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.repair.objective import CodePrior, objective_terms, optimise_codes
+from diffinf.repair.objective import CodePrior, MovedCodes, objective_terms, optimise_codes
 from diffinf.repair.surrogate import Surrogate
 
 D = 8
@@ -132,21 +132,26 @@ def objective(terms: dict[str, Tensor], config: RepairConfig, identity: float) -
 def test_optimising_lowers_the_objective_of_every_code(
     autoencoder: DiffusionAutoencoder, prior: CodePrior, codes: Tensor, labels: Tensor, identity_known: bool
 ) -> None:
-    config = RepairConfig(code_steps=60)
+    config = RepairConfig(code_steps=60, code_stop=1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         surrogate = Surrogate(D, 2).eval().requires_grad_(False)
     start, y = codes[:20].clone(), 1 - labels[:20]
     kept = start.clone()
-    moved, terms = optimise_codes(
-        autoencoder, surrogate, prior, start, y, config, identity_known=identity_known
-    )
+    result = optimise_codes(autoencoder, surrogate, prior, start, y, config, identity_known=identity_known)
+    moved = result.code
     assert torch.equal(start, kept) and not moved.requires_grad
     weight = config.identity_weight if identity_known else 0.0
     before = objective(objective_terms(autoencoder, surrogate, prior, start, start, y), config, weight)
     after = objective(objective_terms(autoencoder, surrogate, prior, moved, start, y), config, weight)
     assert (after < before).all()
-    torch.testing.assert_close(objective(terms, config, weight), after)
+    torch.testing.assert_close(objective(result.before, config, weight), before)
+    torch.testing.assert_close(objective(result.after, config, weight), after)
+    summary = result.summary()
+    assert list(summary) == ["label", "influence", "identity", "proximity", "realism"]
+    for ends, total in (("before", before), ("after", after)):
+        sums = sum(term["weight"] * term[ends] for term in summary.values())
+        assert sums == pytest.approx(float(total.mean()), rel=1e-4)
 
 
 def test_the_identity_term_counts_only_where_it_was_trained(
@@ -159,14 +164,15 @@ def test_the_identity_term_counts_only_where_it_was_trained(
             prior,
             codes[:6],
             1 - labels[:6],
-            RepairConfig(code_steps=20, identity_weight=weight),
+            RepairConfig(code_steps=20, code_stop=1, identity_weight=weight),
             identity_known=known,
         )
         for known in (True, False)
         for weight in (0.0, 20.0)
     }
-    assert torch.equal(found[False, 20.0][0], found[False, 0.0][0])
-    assert found[True, 20.0][1]["identity"].mean() < 0.5 * found[True, 0.0][1]["identity"].mean()
+    assert torch.equal(found[False, 20.0].code, found[False, 0.0].code)
+    held, free = (found[True, weight].after["identity"].mean() for weight in (20.0, 0.0))
+    assert held < 0.5 * free
 
 
 def test_a_head_that_is_given_takes_the_place_of_the_autoencoders(
@@ -189,10 +195,12 @@ def test_a_head_that_is_given_takes_the_place_of_the_autoencoders(
             prior,
             start,
             1 - y,
-            RepairConfig(code_steps=20, identity_weight=20.0),
+            RepairConfig(code_steps=20, code_stop=1, identity_weight=20.0),
             identity_known=known,
             identity_head=head,
-        )[1]["identity"].mean()
+        )
+        .after["identity"]
+        .mean()
         for known in (False, True)
     )
     assert held < 0.5 * free
@@ -206,7 +214,69 @@ def test_codes_move_alone_and_stay_without_steps(
         surrogate = LinearSurrogate(0)
         return optimise_codes(
             autoencoder, surrogate, prior, codes[rows], 1 - labels[rows], config, identity_known=True
-        )[0]
+        ).code
 
     assert torch.equal(move(slice(0, 6), 0), codes[:6])
     torch.testing.assert_close(move(slice(0, 6), 10)[2:3], move(slice(2, 3), 10), rtol=1e-3, atol=1e-4)
+
+
+class Steps:
+    """Codes (B, D) as the steps of an optimisation leave them; each step is asked for alone."""
+
+    def __init__(self, model: DiffusionAutoencoder, prior: CodePrior, start: Tensor, labels: Tensor) -> None:
+        self.model, self.prior, self.start, self.labels = model, prior, start, labels
+
+    def moved(self, surrogate: LinearSurrogate | None, *, steps: int, stop: float) -> MovedCodes:
+        config = RepairConfig(code_steps=steps, code_stop=stop)
+        arguments = (self.model, surrogate, self.prior, self.start, self.labels, config)
+        return optimise_codes(*arguments, identity_known=True)
+
+
+@pytest.fixture
+def steps(autoencoder: DiffusionAutoencoder, prior: CodePrior, codes: Tensor, labels: Tensor) -> Steps:
+    return Steps(autoencoder, prior, 0.3 * codes[:40], 1 - labels[:40])
+
+
+@pytest.mark.parametrize("bias", [-1.0, 0.5])
+def test_a_code_stops_where_it_first_reads_its_label_and_is_of_low_influence(
+    steps: Steps, bias: float
+) -> None:
+    surrogate, most, stop = LinearSurrogate(bias), 25, 0.75
+    path = [steps.moved(surrogate, steps=n, stop=1.0) for n in range(most + 1)]
+    result = steps.moved(surrogate, steps=most, stop=stop)
+    rests = []
+    for sample, label in enumerate(steps.labels.tolist()):
+        rest = most
+        for n, step in enumerate(path):
+            code = step.code[sample : sample + 1]
+            share = float(steps.model.read_code(code)[0].softmax(1)[0, label])
+            high = float(torch.sigmoid(surrogate(code, torch.tensor([label]))))
+            if share >= stop and high < 0.5:
+                rest = n
+                break
+        rests.append(rest)
+        torch.testing.assert_close(result.code[sample], path[rest].code[sample])
+    # Some arrive early, some late, some never.
+    assert min(rests) < 5 and max(rests) == most and len(set(rests)) > 4
+
+
+def test_both_conditions_hold_a_code_back(steps: Steps) -> None:
+    high, low = LinearSurrogate(60.0), LinearSurrogate(-60.0)
+    any_label, no_label = 1e-6, 0.999999  # read in every code, in none
+    whole = {surrogate: steps.moved(surrogate, steps=10, stop=1.0).code for surrogate in (high, low)}
+    assert all((code != steps.start).any(1).all() for code in whole.values())
+    assert torch.equal(steps.moved(high, steps=10, stop=any_label).code, whole[high])
+    assert torch.equal(steps.moved(low, steps=10, stop=no_label).code, whole[low])
+    still = steps.moved(low, steps=10, stop=any_label)
+    assert torch.equal(still.code, steps.start)
+    assert all(torch.equal(still.before[name], still.after[name]) for name in still.before)
+
+
+def test_without_a_surrogate_the_label_alone_says_when_to_stop(steps: Steps) -> None:
+    assert torch.equal(steps.moved(None, steps=10, stop=1e-6).code, steps.start)
+    result = steps.moved(None, steps=10, stop=1.0)
+    assert list(result.summary()) == ["label", "identity", "proximity", "realism"]
+    # As if the surrogate's term weighed nothing.
+    config = RepairConfig(code_steps=10, code_stop=1, influence_weight=0)
+    arguments = (steps.model, LinearSurrogate(0), steps.prior, steps.start, steps.labels, config)
+    torch.testing.assert_close(result.code, optimise_codes(*arguments, identity_known=True).code)

@@ -94,7 +94,11 @@ def make_run(
         _evaluation(path, score, flagged, wrong, labels, true, names, ids, statuses) if truth else None
     )
     write_json(path / "repair" / "gate.json", _gate(identity))
-    write_json(path / "surrogate" / "metrics.json", {"auroc": 0.871, "n": len(rows)})
+    bins = [[0.04, 0.05, 60], [0.35, 0.3, 12], [0.72, 0.75, 8]]
+    write_json(path / "surrogate" / "metrics.json", {"auroc": 0.871, "brier": 0.112, "bins": bins, "n": 80})
+    terms = {"label": {"weight": 1.0, "before": 2.345, "after": 0.0971}}
+    terms["influence"] = {"weight": 0.3, "before": 1.5, "after": 0.5}
+    write_json(path / "repair" / "terms.json", terms)
     write_json(
         path / "autoencoder" / "metrics.json",
         {"last": {"roundtrip_l1": 0.034}, "history": [{}], "n": n_train},

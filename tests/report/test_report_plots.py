@@ -35,6 +35,7 @@ CHARTS = {
     "confusion": lambda: plots.confusion(np.eye(4), NASTY),
     "no test image": lambda: plots.confusion(np.full((2, 2), np.nan), ["a", "b"], change=True),
     "many classes": lambda: plots.confusion(np.eye(60), [str(k) for k in range(60)]),
+    "calibration": lambda: plots.calibration(np.array([[0.05, 0.1, 30], [0.8, 0.7, 1]])),
     "curve": lambda: plots.precision_recall(np.array([[0, 1], [1, 0.2]]), 0.2, (0.5, 0.6)),
 }
 
@@ -52,6 +53,16 @@ def test_charts_are_whole_repeatable_and_follow_the_colour_mode(name):
 def test_a_chart_shows_its_counts():
     text = svg(plots.count_bars(["judge", "identity"], [1234, 17], "samples"))
     assert ">1,234<" in text and ">17<" in text and ">judge<" in text
+
+
+def test_every_bin_of_a_calibration_is_drawn_at_its_place(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: drawn.append(figure) or "")
+    bins = np.array([[0.05, 0.1, 30], [0.4, 0.2, 10], [0.8, 0.7, 1]])
+    plots.calibration(bins)
+    (dots,) = drawn[0].axes[0].collections
+    assert np.allclose(dots.get_offsets(), bins[:, :2])
+    assert (np.diff(dots.get_sizes()) < 0).all()
 
 
 def test_pictures_are_lossless_when_small_and_shrunk_when_large():

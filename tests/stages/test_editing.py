@@ -32,7 +32,7 @@ QUICK = {"strengths": [0.5, 1.0], "diffusion_steps": 2, "code_steps": 2, "batch_
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder alone: grey, 16 px, calm or smile."""
     path = tmp_path_factory.mktemp("model") / "autoencoder"
-    make_autoencoder().save(path)
+    make_autoencoder().save_pretrained(path)
     return path
 
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Run:
     """A run that has come as far as its autoencoder."""
     config = RunConfig(dataset="faces", device="cpu", repair=QUICK)
     run = Run.create(tmp_path_factory.mktemp("runs") / "run", config, "f" * 64)
-    make_autoencoder().save(run.autoencoder)
+    make_autoencoder().save_pretrained(run.autoencoder)
     spec = ClassifierSpec("small_cnn", 2, SPEC.image_channels, SPEC.image_size, SPEC.class_names)
     save_classifier(run.classifier, create_classifier(spec, seed=1), spec)
     people = pa.table({"id": ["a"], "identity": pa.array(["p"], pa.string())})

@@ -256,8 +256,13 @@ class _Material:
             weights = (weights.double() / weights.double().mean()).float()
         if targets is not None:
             shape = (len(rows), spec.num_classes)
-            if tuple(targets.shape) != shape or not bool(torch.isfinite(targets).all()) or targets.min() < 0:
-                raise ValueError(f"targets must be finite shares of the classes {shape}, at least 0")
+            shares = (
+                tuple(targets.shape) == shape and bool(torch.isfinite(targets).all()) and targets.min() >= 0
+            )
+            if not shares or (targets.sum(1) - 1).abs().max() > 1e-3:
+                raise ValueError(
+                    f"targets must be shares of the classes {shape}: at least 0, rows summing to 1"
+                )
             targets = targets.float()
         return cls(images, labels.to(torch.int64), weights, rows, targets)
 

@@ -11,6 +11,7 @@ timestep of the schedule that is left, and the network is told the timestep that
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,8 @@ def default_scheduler(timesteps: int = 1000) -> DPMSolverMultistepScheduler:
 
     DDIM is DPM-Solver of first order (arXiv 2206.00927). diffusers inverts that one by asking the network at the level
     a step leaves, its DDIM at the level it leads to, where the image has less noise than the network is told: with few
-    steps that blurs (docs/method.md has the figures). Higher orders lean on the steps before, which a correction of the
-    predicted clean latents invalidates.
+    steps that blurs (docs/method.md has the figures). Higher orders lean on the steps before, which a correction of
+    the predicted clean latents invalidates.
     """
     return DPMSolverMultistepScheduler(
         num_train_timesteps=timesteps,
@@ -126,11 +127,15 @@ class _Respaced:
             # These schedulers work in log signal-to-noise ratios: the clean image is taken to be at timestep 0.
             if levels[0] == 0:
                 raise UserError(
-                    f"steps: {steps} to depth {depth} leave no noise level out, which "
-                    f"{type(scheduler).__name__} cannot do; choose fewer steps"
+                    f"steps: {steps} to depth {depth} are as fine as the noise levels, and "
+                    f"{type(scheduler).__name__} takes timestep 0 for the clean image; choose fewer steps"
                 )
             levels = [0, *levels]
-            settings |= {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"}
+            settings |= {
+                "timestep_spacing": "linspace",
+                "final_sigmas_type": "sigma_min",
+                "lambda_min_clipped": -math.inf,  # the depth says where to end
+            }
         visited = alphas[levels]
         ratios = visited / torch.cat([torch.ones(1, dtype=torch.float64), visited[:-1]])
         settings |= {"num_train_timesteps": len(levels), "trained_betas": (1 - ratios).tolist()}
@@ -154,8 +159,9 @@ class _Respaced:
 def invert(scheduler: Any, latents: Tensor, predict: Prediction, *, steps: int, depth: float = 1.0) -> Tensor:
     """Return the stochastic code: `latents` (B, L, h, w) carried up to noise level `depth` in (0, 1].
 
-    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640. With DDIM the network is asked
-    at the level it is carried to: asked at level 0 it has never seen anything to denoise.
+    Costs `steps` network evaluations. At depth 1 this is the x_T of arXiv 2111.15640. DPM-Solver asks the network at
+    the level that a step leaves, the first time at timestep 0, which it takes the clean latents to be at; DDIMScheduler
+    at the level that a step leads to.
 
     Raises:
         UserError: the scheduler cannot be inverted.

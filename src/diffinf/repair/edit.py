@@ -2,8 +2,8 @@
 
 The editors are in `diffinf.repair.editors`. By default an edit is decoded twice. First a guide that reads through noise
 draws the label's features into the predicted clean image: it finds them, but it smudges. Then the drawing is carried up
-to a lower noise level, with the image's own noise, and the denoiser alone makes a face of it: to the assigned label, and
-away from what the image appears to show, v = (1 + w)·v(c+) - w·v(c-), the rule of NegFaceDiff (arXiv 2508.09661).
+to a lower noise level, with the image's own noise, and the denoiser alone makes a face of it: to the assigned label,
+and away from what the image appears to show, v = (1 + w)·v(c+) - w·v(c-), the rule of NegFaceDiff (arXiv 2508.09661).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def decide(
     """Return the status of M flagged samples: "edited", "kept", "relabelled" or "dropped".
 
     A sample whose edit passed is edited. Of the others those are relabelled, or dropped, whose label is probably wrong
-    (`trust` below 0.5, and not kept since it fits) and, to be relabelled, looks like another class; all else is kept.
-    No class is left with fewer than two training samples: its most trusted ones stay.
+    (`trust` below 0.5, and not refused since it fits) and, to be relabelled, looks like another class; all else is
+    kept. No class is left with fewer than two training samples: its most trusted ones stay.
 
     Args:
         reasons: why the gate refused, "" where the edit passed.

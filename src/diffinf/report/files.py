@@ -36,7 +36,7 @@ class RunFiles:
         truths: rows of evaluation.parquet (id, target, truth) by id, where truth is known.
         pictures: uint8 (M, C, H, W) by name (original, roundtrip, edited), rows as ``edits``.
         labels: (T,) labels of the test images; ``logits`` (T, K) by arm and seed of ``compare``.
-        flags, evaluation, surrogate, autoencoder, gate, identity_head: figures from their JSON files.
+        flags, evaluation, surrogate, autoencoder, gate, identity_head, terms: figures from their JSON files.
         damaged: files that are there but cannot be read, with the reason.
     """
 
@@ -61,6 +61,7 @@ class RunFiles:
     autoencoder: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
     identity_head: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
 
 
@@ -101,6 +102,7 @@ def read_run(directory: Path) -> RunFiles:
         autoencoder=reader.json("autoencoder/metrics.json"),
         gate=reader.json("repair/gate.json"),
         identity_head=reader.json("surrogate/identity_head.json"),
+        terms=reader.json("repair/terms.json"),
         damaged=tuple(reader.damaged),
     )
 

@@ -11,6 +11,7 @@ from diffinf.report import faces, figures, words
 from diffinf.report.files import RunFiles, read_run
 from diffinf.report.groups import groups
 from diffinf.report.identity import identity
+from diffinf.report.surrogate import surrogate
 from diffinf.run import write_text
 
 
@@ -67,6 +68,7 @@ def context(files: RunFiles) -> dict[str, Any]:
         "gallery": faces.gallery(files),
         "refused": refused,
         "identity": identity(files),
+        "surrogate": surrogate(files),
         "arms": figures.arms(files, differences),
         "stale": bool(files.summary.get("arms_stale")),
         "groups": groups(files),

@@ -258,6 +258,23 @@ def precision_recall(
     return figure
 
 
+@_chart
+def calibration(bins: NDArray[np.float64]) -> Figure:
+    """Observed over predicted share, bins (B, 3) of (predicted, observed, n); a dot's area grows with n."""
+    figure, axes = _figure(2.9)
+    axes.plot((0, 1), (0, 1), color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), label="as it should be")
+    axes.plot(bins[:, 0], bins[:, 1], color=_ACCENT, linewidth=1.5)
+    sizes = 14 + 120 * bins[:, 2] / bins[:, 2].max()
+    axes.scatter(bins[:, 0], bins[:, 1], sizes, color=_ACCENT, alpha=0.75, linewidths=0, label="surrogate")
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xlabel("predicted probability of a flag")
+    axes.set_ylabel("share that is flagged")
+    axes.grid()
+    _legend_above(axes, 2)
+    return figure
+
+
 def _figure(height: float, width: float = _WIDTH) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()

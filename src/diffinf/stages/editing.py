@@ -21,7 +21,6 @@ from diffinf.errors import UserError
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
-from diffinf.repair.surrogate import Surrogate
 from diffinf.run import Run, read_table
 from diffinf.stages.predicting import read_picture
 from diffinf.stages.workspace import resolve_device
@@ -234,13 +233,11 @@ def _edited(
     classes, width = shown.shape[1], parts.code.shape[1]
     # No training set is at hand: nothing predicts influence, and a standard normal is the prior of normalised codes.
     prior = CodePrior(torch.zeros(classes, width, device=model.device), torch.eye(width, device=model.device))
-    alone = config.model_copy(update={"influence_weight": 0.0})
-    surrogate = Surrogate(width, classes).to(model.device)
-    moved, _ = optimise_codes(
-        model, surrogate, prior, parts.code, labels, alone, identity_known=editor.knows_persons
+    moved = optimise_codes(
+        model, None, prior, parts.code, labels, config, identity_known=editor.knows_persons
     )
     edited = []
     for strength in strengths:
-        decoded = decode_edit(model, parts, Wish(moved, labels, shown), strength, config)
+        decoded = decode_edit(model, parts, Wish(moved.code, labels, shown), strength, config)
         edited.append(keep_unchanged(images, parts.roundtrip, decoded, config).cpu())
     return parts.roundtrip.cpu(), edited

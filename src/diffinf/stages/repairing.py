@@ -24,7 +24,7 @@ from diffinf.influence.shards import Ranks
 from diffinf.repair.attempts import REASONS
 from diffinf.repair.batches import forget_models, run_batches
 from diffinf.repair.gate import influence_limits
-from diffinf.repair.objective import CodePrior, optimise_codes
+from diffinf.repair.objective import CodePrior, MovedCodes, optimise_codes
 from diffinf.repair.surrogate import Surrogate, train_surrogate
 from diffinf.run import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.stages.identifying import IdentityJudge, judge_identity
@@ -80,15 +80,15 @@ class Repair:
         if distilled is not None:
             save_tensors(self.run.surrogate / "identity_head.safetensors", distilled[0].state_dict())
             write_json(self.run.surrogate / "identity_head.json", asdict(distilled[1]))
-        moved, terms = self.move(
+        moved = self.move(
             codes,
             surrogate,
             self.config,
             identity_known=identity.own_head or distilled is not None,
             identity_head=None if distilled is None else distilled[0],
         )
-        write_json(self.run.repair / "terms.json", {name: float(term.mean()) for name, term in terms.items()})
-        return moved
+        write_json(self.run.repair / "terms.json", moved.summary())
+        return moved.code
 
     def move(
         self,
@@ -98,7 +98,7 @@ class Repair:
         *,
         identity_known: bool,
         identity_head: IdentityHead | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> MovedCodes:
         """Move the flagged among the codes (N, D) by the objective; what `optimise_codes` returns, M rows each."""
         prior = CodePrior.fit(codes, self.labels, self.trust, len(self.workspace.dataset.class_names))
         with torch.enable_grad():
