@@ -1,0 +1,55 @@
+"""Settings: one model a stage, every field described, unknown names refused; YAML in and out."""
+
+from diffinf.config.presets import (
+    PresetName,
+    check_preset,
+    preset,
+)
+from diffinf.config.run import (
+    RunConfig,
+    apply_overrides,
+    build,
+    make_config,
+    merge,
+    parse_override,
+    read_yaml,
+)
+from diffinf.config.stages import (
+    Arm,
+    AutoencoderConfig,
+    ClassifierConfig,
+    CompareConfig,
+    DataConfig,
+    DataFormat,
+    EditorName,
+    Identity,
+    InfluenceConfig,
+    Policy,
+    RepairConfig,
+    StageConfig,
+)
+
+__all__ = [
+    "Arm",
+    "AutoencoderConfig",
+    "ClassifierConfig",
+    "CompareConfig",
+    "DataConfig",
+    "DataFormat",
+    "EditorName",
+    "Identity",
+    "InfluenceConfig",
+    "Policy",
+    "PresetName",
+    "RepairConfig",
+    "RunConfig",
+    "StageConfig",
+    "apply_overrides",
+    "build",
+    "check_preset",
+    "make_config",
+    "merge",
+    "parse_override",
+    "preset",
+    "read_yaml",
+]
