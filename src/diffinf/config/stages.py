@@ -264,7 +264,7 @@ class RepairConfig(StageConfig):
     fresh_noise: float = Field(
         0.5, ge=0, le=1, description="renoised: share of the stochastic code's variance that is drawn anew"
     )
-    guide_scale: float = Field(0.35, ge=0, description="step of the guide, in units of the latents' spread")
+    guide_scale: float = Field(0.25, ge=0, description="step of the guide, in units of the latents' spread")
     finish_depth: float = Field(
         0.3,
         gt=0,
