@@ -255,8 +255,6 @@ def test_the_signal_is_that_of_where_a_decode_starts(model: DiffAE, steps: int, 
     torch.testing.assert_close(decoded, clean, rtol=1e-3, atol=1e-3)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     assert signal == pytest.approx(float((1 - betas).cumprod(0)[level[0]]), rel=1e-5)
-    known = model.decode_latents(clean, predict, steps=steps, depth=depth)
-    assert (known - clean).abs().max() > 0.1, "of another signal the decode goes astray"
 
 
 def test_the_guide_moves_pixels_towards_the_label(model: DiffAE) -> None:
