@@ -80,6 +80,30 @@ def test_the_noise_schedule_is_the_linear_one_of_ddpm(autoencoder: DiffusionAuto
     assert alphas[-1].item() == pytest.approx(4.036e-5, rel=1e-2)
 
 
+@pytest.mark.parametrize(("steps", "depth"), [(1, 0.2), (3, 0.3), (6, 0.4), (7, 1.0)])
+def test_the_signal_is_that_of_where_a_decode_starts(
+    autoencoder: DiffusionAutoencoder, steps: int, depth: float
+) -> None:
+    # Of latents whose noise the network knows, all that is not noise is signal.
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 2, 16, 4, 4, generator=generator, dtype=torch.float64)
+    alphas = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+    asked: list[int] = []
+
+    def predict(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append(int(t[0]))
+        alpha = alphas[int(t[0])]
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+    signal = autoencoder.signal(steps, depth)
+    noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * noise
+    decoded = autoencoder.decode_latents(noisy, predict, steps=steps, depth=depth)
+    assert signal == pytest.approx(float(alphas[asked[0]]), rel=1e-4) and asked[0] == round(1000 * depth) - 1
+    # The scheduler takes the clean latents to be at the first timestep.
+    expected = alphas[0].sqrt() * clean + (1 - alphas[0]).sqrt() * noise
+    torch.testing.assert_close(decoded, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_images_survive_the_latents(autoencoder: DiffusionAutoencoder) -> None:
     images = pictures(8, 3)
     latents = autoencoder.to_latents(images)

@@ -23,8 +23,8 @@ from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE
 from diffinf.diffusion.diffae.fit import fit_attribute, fit_to_dataset
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.errors import UserError
-from diffinf.repair.edit import decode_edit, guided, take_apart
-from diffinf.repair.editors import Inverted, Wish
+from diffinf.repair.edit import _finish, decode_edit, guided, take_apart
+from diffinf.repair.editors import Inverted, Plan, Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import Surrogate
 from diffusion.tiny_autoencoder import make_autoencoder
@@ -203,10 +203,58 @@ def test_an_edit_goes_from_the_code_as_it_is_past_the_moved_one(
 
     expected = model.to_images(model.decode_latents(apart.noisy, predict, steps=2, depth=0.3))
     edited = decode_edit(model, apart, Wish(moved, LABELS[:2], shown), 0.5, config)
-    assert (edited.int() - expected.int()).abs().max() <= 1
-    assert not torch.equal(edited, apart.roundtrip)
-    still = decode_edit(model, apart, Wish(moved, LABELS[:2], shown), 1e-6, settings())
-    assert (still.int() - apart.roundtrip.int()).abs().max() <= 1
+    assert (edited.images.int() - expected.int()).abs().max() <= 1
+    assert not torch.equal(edited.images, apart.roundtrip)
+    still = decode_edit(model, apart, Wish(moved, LABELS[:2], shown), 1e-6, config)
+    assert (still.images.int() - apart.roundtrip.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("inversion", [None, 5])
+def test_a_drawing_that_is_the_image_is_finished_to_its_round_trip(
+    model: DiffAE, shown: Tensor, inversion: int | None
+) -> None:
+    config = settings(finish_depth=0.3, finish_steps=2, inversion_steps=inversion)
+    parts = take_apart(model, IMAGES[:2], shown, config)
+    context = model.context(parts.code, shown)
+    finished = _finish(model, parts, Plan(parts.noisy, context, context, 0.0), parts.latents, config)
+    if inversion is None:
+        assert (model.to_images(finished).int() - parts.roundtrip.int()).abs().max() <= 1
+    # The levels of an inversion depend on its steps: its noise must be read at its own.
+    assert (model.to_images(finished).int() - IMAGES[:2].int()).abs().float().mean() < 3
+
+
+def test_a_guided_edit_is_drawn_and_finished(model: DiffAE, apart: Inverted, shown: Tensor) -> None:
+    wish = Wish(apart.code, 1 - LABELS[:2], shown)
+    asked: list[int] = []
+    predict = model.predict
+
+    def counting(noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        asked.append(len(noisy))
+        return predict(noisy, t, context)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "predict", counting)
+        edited = decode_edit(model, apart, wish, 1.0, settings(finish_steps=3))
+    assert asked == [2, 2, 4, 4, 4], "one context draws, both finish"
+    assert not torch.equal(edited.drawn, apart.roundtrip) and not torch.equal(edited.images, edited.drawn)
+
+
+@pytest.mark.parametrize(("steps", "depth"), [(2, 0.3), (5, 0.3), (3, 0.7), (1, 0.2)])
+def test_the_signal_is_that_of_where_a_decode_starts(model: DiffAE, steps: int, depth: float) -> None:
+    # Of two images whose noise the network knows, all that is not noise is signal.
+    clean, noise = torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    level: list[int] = []
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        level.append(int(t[0]))
+        return noise
+
+    signal = model.signal(steps, depth)
+    noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * noise
+    decoded = model.decode_latents(noisy, predict, steps=steps, depth=depth)
+    torch.testing.assert_close(decoded, clean, rtol=1e-3, atol=1e-3)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    assert signal == pytest.approx(float((1 - betas).cumprod(0)[level[0]]), rel=1e-5)
 
 
 def test_the_guide_moves_pixels_towards_the_label(model: DiffAE) -> None:

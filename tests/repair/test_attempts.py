@@ -12,12 +12,15 @@ from torch import Tensor
 from diffinf.config import RepairConfig
 from diffinf.repair import attempts
 from diffinf.repair.attempts import REASONS, edit_batch
+from diffinf.repair.edit import Edited
 from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import Verdict
 
 N = 4
 IMAGES = torch.arange(10, 10 + N).byte()[:, None, None, None].expand(N, 1, 2, 2).clone()
-PARTS = Inverted(torch.arange(N).float()[:, None], torch.zeros(N, 1, 1, 1), IMAGES + 2)
+PARTS = Inverted(
+    torch.arange(N).float()[:, None], torch.ones(N, 1, 1, 1), torch.zeros(N, 1, 1, 1), IMAGES + 2
+)
 WISH = Wish(-torch.arange(N).float()[:, None], torch.arange(N) % 2, torch.eye(2)[1 - torch.arange(N) % 2])
 
 
@@ -53,19 +56,17 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, list[int]]]:
     """(strength, samples) of each decode; an edit's pixels are 10·sample + 2·strength."""
     asked: list[tuple[float, list[int]]] = []
 
-    def decode(model: Any, parts: Inverted, wish: Wish, strength: float, config: RepairConfig) -> Tensor:
+    def decode(model: Any, parts: Inverted, wish: Wish, strength: float, config: RepairConfig) -> Edited:
         who = parts.code[:, 0].int().tolist()
         assert wish.code[:, 0].int().tolist() == [-sample for sample in who]
         assert torch.equal(parts.roundtrip, IMAGES[who] + 2) and torch.equal(wish.shown, WISH.shown[who])
         asked.append((strength, who))
-        return (
-            torch.tensor([10 * n + round(2 * strength) for n in who])
-            .byte()[:, None, None, None]
-            .expand(-1, 1, 2, 2)
-        )
+        pixels = torch.tensor([10 * n + round(2 * strength) for n in who]).byte()
+        images = pixels[:, None, None, None].expand(-1, 1, 2, 2)
+        return Edited(images, images)
 
     monkeypatch.setattr(attempts, "decode_edit", decode)
-    monkeypatch.setattr(attempts, "keep_unchanged", lambda original, roundtrip, edited, config: edited)
+    monkeypatch.setattr(attempts, "keep_unchanged", lambda original, roundtrip, edited, config: edited.images)
     return asked
 
 

@@ -92,6 +92,7 @@ def test_batches_are_taken_apart_as_one(scratch: Path, autoencoder: DiffusionAut
     found = run(scratch, "take_apart_job")
     whole = take_apart(autoencoder, IMAGES, SHOWN, CONFIG)
     torch.testing.assert_close(found["code"], whole.code, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["latents"], whole.latents)
     torch.testing.assert_close(found["noisy"], whole.noisy, rtol=1e-3, atol=1e-4)
     assert (found["roundtrip"].int() - whole.roundtrip.int()).abs().max() <= 1
     error = (found["roundtrip"].double() - IMAGES.double()).abs().mean((1, 2, 3)) / 127.5

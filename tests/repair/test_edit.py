@@ -12,13 +12,15 @@ from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode
 from diffinf.repair.edit import (
+    Edited,
+    _finish,
     decode_edit,
     guided,
     keep_unchanged,
     negative_guidance,
     take_apart,
 )
-from diffinf.repair.editors import Inverted, Wish
+from diffinf.repair.editors import Inverted, Plan, Wish
 from diffusion.tiny_autoencoder import pictures
 
 IMAGES = pictures(3, 11)
@@ -62,6 +64,7 @@ def test_taking_apart_gives_normalised_codes_and_a_round_trip(
 ) -> None:
     code = autoencoder.encoder(autoencoder.to_latents(IMAGES))
     torch.testing.assert_close(apart.code, (code - autoencoder.code_mean) / autoencoder.code_std)
+    assert torch.equal(apart.latents, autoencoder.to_latents(IMAGES))
     assert apart.noisy.shape == (3, 16, 4, 4)
     assert apart.roundtrip.shape == IMAGES.shape and apart.roundtrip.dtype == torch.uint8
 
@@ -89,8 +92,9 @@ def test_a_strength_of_nearly_nothing_is_the_round_trip(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
     def away(strength: float) -> int:
-        edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, settings())
-        return int((edited.int() - apart.roundtrip.int()).abs().max())
+        config = settings(editor="contexts")
+        edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config)
+        return int((edited.images.int() - apart.roundtrip.int()).abs().max())
 
     assert away(1e-6) <= 1  # one grey level of rounding
     assert away(0.25) > 3
@@ -102,7 +106,7 @@ def test_above_full_strength_the_guide_alone_pulls_harder(
 ) -> None:
     def edited(strength: float, guide_scale: float) -> Tensor:
         config = settings(guide_scale=guide_scale)
-        return decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config).int()
+        return decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config).images.int()
 
     assert torch.equal(edited(2.0, 0.0), edited(1.0, 0.0))
     assert torch.equal(edited(2.0, 0.1), edited(1.0, 0.2))
@@ -126,7 +130,8 @@ def test_the_edit_is_guided_away_from_what_the_image_shows(
 
     expected = autoencoder.to_images(decode(autoencoder.scheduler, apart.noisy, predict, steps=3, depth=0.5))
     edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), strength, config)
-    assert (edited.int() - expected.int()).abs().max() <= 1
+    assert (edited.images.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(edited.drawn, edited.images)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -142,16 +147,17 @@ def test_where_the_image_shows_its_label_nothing_is_edited(
         strength,
         settings(guidance=5.0, guide_scale=0.0),
     )
-    assert (edited.int() - apart.roundtrip.int()).abs().max() <= 1
+    assert (edited.images.int() - apart.roundtrip.int()).abs().max() <= 1
 
 
 def test_samples_of_a_batch_do_not_touch_each_other(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
     together = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), 1.0, settings())
-    one = Inverted(apart.code[1:2], apart.noisy[1:2], apart.roundtrip[1:2])
-    alone = decode_edit(autoencoder, one, Wish(moved[1:2], ASSIGNED[1:2], SHOWN[1:2]), 1.0, settings())
-    assert (together[1:2].int() - alone.int()).abs().max() <= 1
+    one = torch.tensor([1])
+    alone = decode_edit(autoencoder, apart.at(one), Wish(moved, ASSIGNED, SHOWN).at(one), 1.0, settings())
+    for many, single in ((together.images, alone.images), (together.drawn, alone.drawn)):
+        assert (many[1:2].int() - single.int()).abs().max() <= 1
 
 
 @pytest.fixture
@@ -216,71 +222,163 @@ def test_the_guide_looks_at_each_sample_alone_and_keeps_no_gradients(
     assert all(p.grad is None for network in networks for p in network.parameters())
 
 
-def test_the_guide_is_heard_until_it_is_to_be_silent(
-    autoencoder: DiffusionAutoencoder, apart: Inverted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[float] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, int, Tensor]]:
+    """What the denoiser is asked: (noisy latents, timestep, contexts) of each call."""
+    calls: list[tuple[Tensor, int, Tensor]] = []
+    original = DiffusionAutoencoder.predict
 
-    def counting(
+    def noting(model: DiffusionAutoencoder, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        assert t.unique().numel() == 1
+        calls.append((noisy.clone(), int(t[0]), context))
+        return original(model, noisy, t, context)
+
+    monkeypatch.setattr(DiffusionAutoencoder, "predict", noting)
+    return calls
+
+
+def test_the_guide_is_heard_at_every_step_of_the_drawing_and_then_no_more(
+    autoencoder: DiffusionAutoencoder,
+    apart: Inverted,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[Tensor, int, Tensor]],
+) -> None:
+    heard: list[tuple[int, float, list[int]]] = []
+
+    def noting(
         model: DiffusionAutoencoder, clean: Tensor, labels: Tensor, scale: float, config: Any
     ) -> Tensor:
-        heard.append(scale)
+        heard.append((len(asked), scale, labels.tolist()))
         return guided(model, clean, labels, scale, config)
 
-    monkeypatch.setattr("diffinf.repair.edit.guided", counting)
-    for until, times in ((0.0, 4), (0.5, 2), (0.6, 2), (1.0, 0)):
-        heard.clear()
-        config = settings(diffusion_steps=4, guide_until=until, guide_scale=0.3)
-        decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 0.5, config)
-        assert heard == [0.15] * times
+    monkeypatch.setattr("diffinf.repair.edit.guided", noting)
+    config = settings(diffusion_steps=4, finish_steps=2, guide_scale=0.3)
+    decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 0.5, config)
+    assert heard == [(call, 0.15, ASSIGNED.tolist()) for call in (1, 2, 3, 4)] and len(asked) == 6
 
 
 @pytest.mark.parametrize(
-    ("editor", "until", "branches"),
+    ("editor", "changes", "branches"),
     [
-        ("contexts", 0.0, [2, 2, 2, 2]),
-        ("contexts", 0.5, [2, 2, 1, 1]),
-        ("contexts", 0.7, [2, 2, 1, 1]),
-        ("guided", 0.25, [2, 2, 2, 1]),
-        ("contexts", 1.0, [1, 1, 1, 1]),
-        ("guide", 0.0, [1, 1, 1, 1]),
-        ("codes", 0.0, [1, 1, 1, 1]),
+        ("guided", {}, [1, 1, 1, 1, 2, 2, 2]),
+        ("guided", {"finish_steps": 1}, [1, 1, 1, 1, 2]),
+        ("guided", {"guidance": 0.0}, [1] * 7),
+        ("guided", {"guide_scale": 0.0}, [2, 2, 2, 2]),
+        ("guide", {}, [1] * 7),
+        ("contexts", {}, [2, 2, 2, 2]),
+        ("renoised", {}, [2, 2, 2, 2]),
+        ("contexts", {"guidance": 0.0}, [1, 1, 1, 1]),
+        ("codes", {}, [1, 1, 1, 1]),
+        ("linear", {}, [1, 1, 1, 1]),
     ],
 )
 def test_the_denoiser_is_asked_for_one_branch_where_the_other_does_not_count(
     autoencoder: DiffusionAutoencoder,
     apart: Inverted,
-    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[Tensor, int, Tensor]],
     editor: str,
-    until: float,
+    changes: dict[str, float],
     branches: list[int],
 ) -> None:
-    asked: list[Tensor] = []
-    original = DiffusionAutoencoder.predict
-
-    def counting(model: DiffusionAutoencoder, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        asked.append(context)
-        return original(model, noisy, t, context)
-
-    monkeypatch.setattr(DiffusionAutoencoder, "predict", counting)
-    config = settings(diffusion_steps=4, guidance_until=until, editor=editor)
+    config = settings(**{"diffusion_steps": 4, "finish_steps": 3, "editor": editor, **changes})
     decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 1.0, config)
-    assert [len(context) / len(IMAGES) for context in asked] == branches
-    # The branch that is left is that of the assigned label.
-    if editor != "codes":
-        expected = autoencoder.context(apart.code, torch.eye(2)[ASSIGNED])
-        assert all(torch.equal(context[: len(IMAGES)], expected) for context in asked)
+    assert [len(context) / len(IMAGES) for _, _, context in asked] == branches
+    # The branch that is left is that of the assigned label; the other one is of what the image shows.
+    if editor not in ("codes", "linear"):
+        positive = autoencoder.context(apart.code, torch.eye(2)[ASSIGNED])
+        negative = autoencoder.context(apart.code, SHOWN)
+        for _, _, context in asked:
+            assert torch.equal(context[:3], positive)
+            assert len(context) == 3 or torch.equal(context[3:], negative)
 
 
-def test_without_the_negative_context_to_the_end_an_edit_is_that_of_no_guidance(
+def test_with_a_guide_that_moves_nothing_the_drawing_is_the_decode_of_the_positive_context(
     autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
 ) -> None:
     wish = Wish(moved, ASSIGNED, SHOWN)
-    bare, plain, half = (
-        decode_edit(autoencoder, apart, wish, 1.0, settings(editor="contexts", **changes))
-        for changes in ({"guidance_until": 1.0}, {"guidance": 0.0}, {"guidance_until": 0.4})
-    )
-    assert torch.equal(bare, plain) and not torch.equal(bare, half)
+    edited = decode_edit(autoencoder, apart, wish, 1.0, settings(guide_scale=1e-7))
+    bare = settings(editor="contexts", guidance=0.0)
+    alone = decode_edit(autoencoder, apart, wish, 1.0, bare)
+    assert (edited.drawn.int() - alone.images.int()).abs().max() <= 1
+    assert not torch.equal(edited.images, edited.drawn)
+    # Of nearly no strength is the label's context without its code, however little the guide pulls.
+    still = decode_edit(autoencoder, apart, wish, 1e-6, settings())
+    unmoved = decode_edit(autoencoder, apart, Wish(apart.code, ASSIGNED, SHOWN), 1.0, bare)
+    assert (still.drawn.int() - unmoved.images.int()).abs().max() <= 1
+
+
+def test_without_a_guide_nothing_is_finished(
+    autoencoder: DiffusionAutoencoder, apart: Inverted, moved: Tensor
+) -> None:
+    wish = Wish(moved, ASSIGNED, SHOWN)
+    edited = decode_edit(autoencoder, apart, wish, 1.0, settings(editor="contexts"))
+    assert torch.equal(edited.images, edited.drawn)
+    other = settings(editor="contexts", finish_depth=0.1, finish_steps=1)
+    assert torch.equal(decode_edit(autoencoder, apart, wish, 1.0, other).images, edited.images)
+
+
+def plan_of(model: DiffusionAutoencoder, parts: Inverted, scale: float = 0.0) -> Plan:
+    """Decode as the images were taken apart: under what they show."""
+    context = model.context(parts.code, SHOWN)
+    return Plan(parts.noisy, context, context, scale)
+
+
+@pytest.mark.parametrize("inversion", [None, 5])
+def test_a_drawing_that_is_the_image_is_finished_to_its_round_trip(
+    autoencoder: DiffusionAutoencoder, inversion: int | None
+) -> None:
+    config = settings(finish_depth=0.5, finish_steps=3, inversion_steps=inversion)  # as deep as the inversion
+    parts = take_apart(autoencoder, IMAGES, SHOWN, config)
+    finished = _finish(autoencoder, parts, plan_of(autoencoder, parts), parts.latents, config)
+    assert (autoencoder.to_images(finished).int() - parts.roundtrip.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("depth", "steps"), [(0.3, 3), (0.1, 1), (0.5, 2)])
+def test_a_drawing_is_carried_up_with_the_noise_of_its_image(
+    autoencoder: DiffusionAutoencoder,
+    apart: Inverted,
+    moved: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[tuple[Tensor, int, Tensor]],
+    depth: float,
+    steps: int,
+) -> None:
+    drawings: list[Tensor] = []
+    decode_latents = DiffusionAutoencoder.decode_latents
+
+    def noting(model: DiffusionAutoencoder, *arguments: Any, **settings_: Any) -> Tensor:
+        drawings.append(decode_latents(model, *arguments, **settings_))
+        return drawings[-1]
+
+    monkeypatch.setattr(DiffusionAutoencoder, "decode_latents", noting)
+    config = settings(finish_depth=depth, finish_steps=steps)
+    edited = decode_edit(autoencoder, apart, Wish(moved, ASSIGNED, SHOWN), 1.0, config)
+    levels = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().add(1).cumprod(0)
+    up, start = levels[499].float(), levels[round(1000 * depth) - 1].float()  # inverted to depth 0.5
+    noise = (apart.noisy - up.sqrt() * apart.latents) / (1 - up).sqrt()
+    drawn, finished = drawings
+    assert (edited.drawn.int() - autoencoder.to_images(drawn).int()).abs().max() == 0
+    assert torch.equal(edited.images, autoencoder.to_images(finished))
+    noisy, timestep, _ = asked[3]  # the first after the three of the drawing
+    assert timestep == round(1000 * depth) - 1 and len(asked) == 3 + steps
+    expected = start.sqrt() * drawn + (1 - start).sqrt() * noise
+    torch.testing.assert_close(noisy, expected.repeat(2, 1, 1, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_drawing_is_finished_away_from_what_the_image_shows(
+    autoencoder: DiffusionAutoencoder, apart: Inverted
+) -> None:
+    config = settings()
+    positive = autoencoder.context(apart.code, torch.eye(2)[ASSIGNED])
+    negative = autoencoder.context(apart.code, SHOWN)
+
+    def finished(positive: Tensor, negative: Tensor, scale: float) -> Tensor:
+        plan = Plan(apart.noisy, positive, negative, scale, 0.2)
+        return _finish(autoencoder, apart, plan, apart.latents, config)
+
+    label, shown, past = (finished(positive, negative, scale) for scale in (0.0, -1.0, 2.0))
+    torch.testing.assert_close(shown, finished(negative, positive, 0.0), rtol=1e-4, atol=1e-4)
+    assert ((past - label) * (label - shown)).sum() > 0 and not torch.equal(past, label)
 
 
 SOURCE = pictures(2, 3, size=32, channels=3).clamp(40, 180)
@@ -293,23 +391,42 @@ def with_patch(images: Tensor, change: int) -> Tensor:
     return changed
 
 
+def as_drawn(images: Tensor) -> Edited:
+    """Return an edit that was decoded once."""
+    return Edited(images, images)
+
+
 def test_without_an_edit_the_original_is_kept_bit_by_bit() -> None:
     roundtrip = SOURCE.flip(0)  # however bad the round trip is
-    assert torch.equal(keep_unchanged(SOURCE, roundtrip, roundtrip, settings()), SOURCE)
+    assert torch.equal(keep_unchanged(SOURCE, roundtrip, as_drawn(roundtrip), settings()), SOURCE)
 
 
 def test_a_local_edit_replaces_its_own_pixels_alone() -> None:
     edited = with_patch(SOURCE, 60)
-    result = keep_unchanged(SOURCE, SOURCE, edited, settings())
+    result = keep_unchanged(SOURCE, SOURCE, as_drawn(edited), settings())
     assert result.dtype == torch.uint8
     assert torch.equal(result[..., :8], edited[..., :8])
     assert torch.equal(result[..., 14:], SOURCE[..., 14:])
 
 
+def test_where_nothing_was_drawn_the_original_stays_whatever_the_denoiser_made_of_it() -> None:
+    everywhere = SOURCE.flip(0)
+    nothing = Edited(everywhere, SOURCE)
+    assert torch.equal(keep_unchanged(SOURCE, SOURCE, nothing, settings()), SOURCE)
+    # What was drawn says where, what was finished says what.
+    result = keep_unchanged(SOURCE, SOURCE, Edited(everywhere, with_patch(SOURCE, 60)), settings())
+    assert torch.equal(result[..., :8], everywhere[..., :8])
+    assert torch.equal(result[..., 14:], SOURCE[..., 14:])
+    assert not torch.equal(everywhere[..., 14:], SOURCE[..., 14:])
+    # A drawing that the denoiser took back again leaves nothing.
+    undone = Edited(SOURCE, with_patch(SOURCE, 60))
+    assert torch.equal(keep_unchanged(SOURCE, SOURCE, undone, settings()), SOURCE)
+
+
 def test_the_tint_of_the_round_trip_is_taken_out_of_the_edit() -> None:
     roundtrip = SOURCE - 12
     edited = with_patch(roundtrip, 60)
-    result = keep_unchanged(SOURCE, roundtrip, edited, settings())
+    result = keep_unchanged(SOURCE, roundtrip, as_drawn(edited), settings())
     assert (result[..., :8].int() - (SOURCE[..., :8].int() + 60)).abs().max() <= 1
     assert torch.equal(result[..., 14:], SOURCE[..., 14:])
 
@@ -317,11 +434,11 @@ def test_the_tint_of_the_round_trip_is_taken_out_of_the_edit() -> None:
 def test_small_differences_are_blended_in_by_their_size() -> None:
     # A change of 6 grey levels is 6 / 127.5 in [0, 2].
     share = 6 / 127.5 / 0.12
-    result = keep_unchanged(SOURCE, SOURCE, SOURCE + 6, settings(blend_difference=0.12))
+    result = keep_unchanged(SOURCE, SOURCE, as_drawn(SOURCE + 6), settings(blend_difference=0.12))
     assert (result.float() - SOURCE.float() - 6 * share).abs().max() <= 0.5 + 1e-3
 
 
 def test_blending_clamps_and_does_not_wrap() -> None:
     white = torch.full((1, 1, 16, 16), 255, dtype=torch.uint8)
     grey = torch.full((1, 1, 16, 16), 100, dtype=torch.uint8)
-    assert torch.equal(keep_unchanged(white, grey, grey + 100, settings()), white)
+    assert torch.equal(keep_unchanged(white, grey, as_drawn(grey + 100), settings()), white)

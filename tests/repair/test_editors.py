@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,7 +40,10 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 PARTS = Inverted(
-    normal(B, D, seed=2), 1.3 * normal(B, 8, 24, 24, seed=3) + 0.2, torch.zeros(B, 1, 4, 4).byte()
+    normal(B, D, seed=2),
+    normal(B, 8, 24, 24, seed=6),
+    1.3 * normal(B, 8, 24, 24, seed=3) + 0.2,
+    torch.arange(16 * B).view(B, 1, 4, 4).byte(),
 )
 WISH = Wish(normal(B, D, seed=4), torch.tensor([0, 3, 1]), normal(B, K, seed=5).softmax(1))
 ASSIGNED = torch.eye(K)[WISH.labels]
@@ -124,10 +128,10 @@ def test_fresh_noise_depends_on_nothing_but_its_seed(monkeypatch: pytest.MonkeyP
     assert torch.equal(first.noisy, plan("renoised", 1.0).noisy)
     assert torch.equal(state, torch.random.get_rng_state())  # nothing drawn from the caller's generator
     # Neither on the neighbours in the batch: a sample alone gets the same.
-    alone = Inverted(PARTS.code[1:2], PARTS.noisy[1:2], PARTS.roundtrip[1:2])
-    wish = Wish(WISH.code[1:2], WISH.labels[1:2], WISH.shown[1:2])
+    one = torch.tensor([1])
     model: Any = Transparent()
-    torch.testing.assert_close(EDITORS["renoised"](model, alone, wish, 1.0, CONFIG).noisy, first.noisy[1:2])
+    alone = EDITORS["renoised"](model, PARTS.at(one), WISH.at(one), 1.0, CONFIG)
+    torch.testing.assert_close(alone.noisy, first.noisy[1:2])
     # The fresh part of all samples is one noise, at the spread of each.
     fresh = first.noisy - 0.6**0.5 * PARTS.noisy
     noises = fresh / PARTS.noisy.std((1, 2, 3), keepdim=True)
@@ -153,6 +157,15 @@ def test_linear_moves_along_the_heads_direction(strength: float) -> None:
     assert torch.equal(found.positive[:, D:], WISH.shown) and torch.equal(found.negative, found.positive)
     assert (found.scale, found.guide) == (0, 0) and found.noisy is PARTS.noisy
     assert not found.positive.requires_grad and not PARTS.code.requires_grad
+
+
+def test_some_of_the_images_are_taken_with_all_that_belongs_to_them() -> None:
+    rows = torch.tensor([2, 0])
+    for whole in (PARTS, WISH):
+        some = whole.at(rows)
+        assert type(some) is type(whole)
+        for field in fields(whole):
+            assert torch.equal(getattr(some, field.name), getattr(whole, field.name)[rows]), field.name
 
 
 def test_a_wish_knows_its_labels_as_shares() -> None:

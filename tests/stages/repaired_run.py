@@ -20,11 +20,11 @@ EDITED, DOUBTED, TRUSTED = (0, 4), (1, 2, 5), 3
 
 
 def make_run(
-    path: Path, folder: Path, data: DataConfig, policy: str = "edit"
+    path: Path, folder: Path, data: DataConfig, policy: str = "edit", spare: float = 0
 ) -> tuple[Run, FaceDataset, list[str]]:
     """Return the run of the dataset at `path`, the dataset, and the flagged ids in the order of `GATE`."""
     dataset = open_dataset(path, data)
-    config = RunConfig(dataset=str(path), data=data, device="cpu", repair={"policy": policy})
+    config = RunConfig(dataset=str(path), data=data, device="cpu", repair={"policy": policy, "spare": spare})
     run = Run.create(folder, config, dataset.fingerprint)
     _write_dataset_tables(Workspace(run, dataset))
     rows, names = dataset.rows("train"), np.array(dataset.class_names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from diffinf.config import DataConfig
 from diffinf.data import open_dataset
 from diffinf.data.export import refined_dataset
 from diffinf.run import read_table, write_text
-from diffinf.stages.refining import png_bytes, refine
+from diffinf.stages.refining import decisions, png_bytes, refine, spared
 from diffinf.stages.summary import write_results, write_summary
 from stages.repaired_run import DOUBTED, EDITED, TRUSTED, make_run
 
@@ -105,20 +106,60 @@ def test_another_policy_needs_no_new_edits_and_the_same_one_nothing(tmp_path: Pa
 
 def test_what_shows_its_label_on_a_second_look_is_kept(tmp_path: Path) -> None:
     source = make_folders(tmp_path / "source")
-    run, dataset, _ = make_run(source, tmp_path / "run", DataConfig(), "edit-or-drop")
+    run, dataset, ids = make_run(source, tmp_path / "run", DataConfig(), "edit-or-drop")
     refine(run, dataset)
     before = {row["id"]: row for row in read_table(run.edits).to_pylist()}
-    edited = [sample for sample, row in before.items() if row["status"] == "edited"]
-    surest = max(edited, key=lambda sample: before[sample]["label_fit"])
-    limit = before[surest]["label_fit"]
-    changed = run.config.repair.model_copy(update={"fit_limit": limit})
+    assert [before[ids[m]]["status"] for m in EDITED] == ["edited", "edited"], "spare is 0"
+    # 2.7 labels are estimated to be right: the last three fit best, and one edit of theirs has passed.
+    changed = run.config.repair.model_copy(update={"spare": 1.0})
     write_text(run.path / "config.yaml", run.config.model_copy(update={"repair": changed}).to_yaml())
-    assert refine(run, dataset)
+    assert refine(run, dataset) and not refine(run, dataset)
     after = {row["id"]: row for row in read_table(run.edits).to_pylist()}
-    assert (after[surest]["status"], after[surest]["reason"]) == ("kept", "label_fits")
-    assert [s for s in edited if after[s]["status"] == "edited"] == [s for s in edited if s != surest]
-    assert after[surest]["path"] is not None, "not dropped: its label is right"
+    gone, spare = (ids[m] for m in EDITED)
+    assert (after[spare]["status"], after[spare]["reason"]) == ("kept", "label_fits")
+    assert after[spare]["path"] is not None, "not dropped: its label is right"
+    assert [sample for sample in ids if after[sample] != before[sample]] == [spare]
+    assert after[gone]["status"] == "edited"
     assert write_summary(run)["kept_reasons"]["label_fits"] == 1
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(0, 0), (1, 1), (2, 1), (100, 2)])
+def test_as_many_are_spared_as_the_settings_say(tmp_path: Path, spare: float, kept: int) -> None:
+    source = make_folders(tmp_path / "source")
+    run, _, ids = make_run(source, tmp_path / "run", DataConfig(), spare=spare)
+    rows = {row["id"]: row for row in decisions(run).to_pylist()}
+    assert [rows[ids[m]]["status"] for m in EDITED] == ["edited"] * (2 - kept) + ["kept"] * kept
+    # A refusal stays what it was.
+    assert [rows[ids[m]]["reason"] for m in DOUBTED] == ["judge", "identity", "influence"]
+
+
+def judged(**found: tuple[float | None, float]) -> list[dict[str, Any]]:
+    """Rows of (label_fit, label_trust) by id."""
+    return [{"id": name, "label_fit": fit, "label_trust": trust} for name, (fit, trust) in found.items()]
+
+
+def names(rows: list[dict[str, Any]]) -> list[str]:
+    return [row["id"] for row in rows]
+
+
+def test_spared_are_as_many_as_labels_are_right_and_the_best_fitting_of_them() -> None:
+    rows = judged(a=(0.2, 0.9), b=(0.7, 0.1), c=(0.1, 0.8), d=(0.9, 0.0), e=(0.5, 0.3))  # trust sums to 2.1
+    assert names(spared(rows, 1)) == ["d", "b"], "by label_fit, not by label_trust"
+    assert names(spared(rows, 2)) == ["d", "b", "e", "a"]
+    assert names(spared(rows, 0.5)) == ["d"]
+    assert names(spared(rows, 0.1)) == [], "less than half a label"
+    assert names(spared(rows, 50)) == ["d", "b", "e", "a", "c"], "no more than there are"
+    assert spared([], 1) == [] and all(row in rows for row in spared(rows, 2))
+    assert names(rows) == ["a", "b", "c", "d", "e"], "the rows stay in their order"
+
+
+def test_spared_of_equal_fit_are_the_first_by_id_whatever_the_order_of_the_rows() -> None:
+    rows = judged(c=(0.5, 0.5), a=(0.5, 0.5), d=(0.6, 0.5), b=(0.5, 0.5), e=(0.1, 0.5))  # sums to 2.5
+    assert names(spared(rows, 1.2)) == names(spared(rows[::-1], 1.2)) == ["d", "a", "b"]
+
+
+def test_without_a_second_look_nothing_is_spared() -> None:
+    assert spared(judged(a=(None, 0.9), b=(None, 0.8)), 0) == []
 
 
 def test_tables_and_card_name_what_made_the_edits(tmp_path: Path) -> None:
