@@ -12,12 +12,15 @@ from torch import Tensor
 
 from diffinf.data.rendered.factors import FACTORS, FaceFactors
 from diffinf.data.rendered.render import render_faces
+from diffinf.data.rendered.tasks import counterfactual
 from diffinf.errors import UserError
 from diffinf.evaluate.conversion import conversion
 from diffinf.features.calibration import calibrate, sample_rows
 from diffinf.features.dlib_faces import DlibFaces
 from diffinf.features.interface import similarity
+from diffinf.repair.policy import LABEL_FITS
 from diffinf.run import atomic_path, read_json
+from diffinf.stages.refining import spared
 from repair_judges import ORACLES, FactorReader
 from repair_measures import (
     READABLE,
@@ -37,6 +40,7 @@ from repair_trials import Flagged, own_roundtrips
 DLIB_IMAGES, DLIB_QUANTILE = 1000, 0.99
 ROUNDTRIPS, ROUNDTRIP_STEPS = 256, 50
 ON_SHEET = 40
+SPARES = (0.0, 0.5, 1.0, 1.5, 2.0)
 _SHEET_COLUMNS = 8
 
 
@@ -117,7 +121,10 @@ def conversions(flagged: Flagged, judged: tuple[Floats, float] | None) -> dict[s
             identity_threshold=None if identity is None else identity[1],
         ).to_dict()
 
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {
+        "real_read_as_these_labels": real_recall(flagged),
+        "by_spare": by_spare(flagged, readings["edited"], by_run),
+    }
     for title, identity in {"conversion": by_run, "conversion_with_dlib": judged}.items():
         if title == "conversion" or identity is not None:
             result[title] = {
@@ -202,6 +209,38 @@ def roundtrips(flagged: Flagged, clean: Tensor) -> dict[str, Any]:
     return {"depth": config.depth, "n": len(samples), "rows": result}
 
 
+def real_recall(flagged: Flagged) -> dict[str, float]:
+    """How often each oracle would read the wrongly labelled flagged as their label, were they real faces of it."""
+    counts = Counter(flagged.labels[flagged.counted & flagged.wrong].tolist())
+    names = flagged.workspace.dataset.class_names
+    recalls = {oracle: found["recall"] for oracle, found in flagged.oracle.quality().items()}
+    return {
+        oracle: sum((recall[names[k]] or 0.0) * n for k, n in counts.items()) / max(1, sum(counts.values()))
+        for oracle, recall in recalls.items()
+    }
+
+
+def by_spare(
+    flagged: Flagged, read: dict[str, Ints], identity: tuple[Floats, float] | None
+) -> list[dict[str, Any]]:
+    """Conversion and false flags changed by how many originals a second look spares; None without one."""
+    passed = np.array([row["reason"] in ("", LABEL_FITS) for row in flagged.edits], dtype=np.bool_)
+    if any(row["label_fit"] is None for row in flagged.edits):
+        return []
+    same = np.ones(len(passed), dtype=np.bool_) if identity is None else identity[0] >= identity[1]
+    wrong, right = flagged.counted & flagged.wrong, flagged.counted & ~flagged.wrong
+    rows = []
+    for factor in SPARES:
+        kept = {row["id"] for row in spared(flagged.edits, factor)}
+        done = passed & np.array([row["id"] not in kept for row in flagged.edits])
+        converted = {
+            oracle: share((done & same & (classes == flagged.labels))[wrong])
+            for oracle, classes in read.items()
+        }
+        rows.append({"spare": factor, "conversion": converted, "false_flags_changed": share(done[right])})
+    return rows
+
+
 def factor_drift(flagged: Flagged) -> dict[str, Any]:
     """How far accepted edits move the other factors, as a regressor trained on the truth reads them."""
     factors, workspace = rendered_factors(flagged), flagged.workspace
@@ -215,11 +254,15 @@ def factor_drift(flagged: Flagged) -> dict[str, Any]:
     mine = accepted(flagged) & flagged.counted
     rows: Ints = flagged.rows[mine]
     read = {name: reader.read(images[mine], rows) for name, images in flagged.pictures.items()}
+    true_edit = counterfactual(factors.take(rows), flagged.labels[mine], "expression")
+    side = workspace.dataset.image_size
+    read["true edit"] = reader.read(torch.from_numpy(render_faces(true_edit, side)), rows)
     readable = quality >= READABLE
     pairs = {
         "edit against round trip": ("roundtrip", "edited"),
         "edit against original": ("original", "edited"),
         "round trip against original": ("original", "roundtrip"),
+        "true edit against original": ("original", "true edit"),
     }
     return {
         "n": int(mine.sum()),

@@ -50,6 +50,8 @@ def _quality(found: Found, console: Console) -> None:
             console.print(_conversion(title.replace("_", " "), found[title]))
     lines = Table("figure", "value", title="accepted edits")
     lines.add_row("false flags changed", _share(found["false_flags_changed"]))
+    for oracle, value in found["real_read_as_these_labels"].items():
+        lines.add_row(f"real faces of these labels, read so by the {oracle}", _number(value))
     identity = found["identity"]
     if "note" in identity:
         lines.add_row("identity", identity["note"])
@@ -63,6 +65,8 @@ def _quality(found: Found, console: Console) -> None:
     for side, counts in found["class_counts"].items():
         lines.add_row(f"class counts {side}", ", ".join(f"{name} {n}" for name, n in counts.items()))
     console.print(lines)
+    if found["by_spare"]:
+        console.print(_by_spare(found["by_spare"]))
     if "drift" in found:
         console.print(_drift(found["drift"]))
     if found["realism"] is not None:
@@ -82,6 +86,15 @@ def _conversion(title: str, found: Found) -> Table:
                 )
             ]
             table.add_row(oracle, name, *shares, _number(row["attempted"]), str(row["n"]))
+    return table
+
+
+def _by_spare(rows: list[Found]) -> Table:
+    table = Table("spare", *rows[0]["conversion"], "false flags changed", title="conversion by repair.spare")
+    for row in rows:
+        table.add_row(
+            str(row["spare"]), *map(_share, row["conversion"].values()), _share(row["false_flags_changed"])
+        )
     return table
 
 
