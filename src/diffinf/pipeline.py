@@ -352,8 +352,13 @@ def repair(workspace: Workspace) -> None:
     """Edit the flagged samples and gate the edits; then, by the policy, edits.parquet and the refined dataset."""
     run = workspace.run
     settings = workspace.config.repair.model_dump(mode="json", exclude={"policy", "spare"})
-    looks_again = workspace.config.repair.spare > 0
-    key = stage_key("repair", 3, run.key("score"), run.key("train-autoencoder"), settings, looks_again)
+    with_look, without = (
+        stage_key("repair", 3, run.key("score"), run.key("train-autoencoder"), settings, looks_again)
+        for looks_again in (True, False)
+    )
+    # A second look that was taken and is not asked for any more does no harm: the refine stage passes over it.
+    looks_again = workspace.config.repair.spare > 0 or run.is_done("repair", with_look)
+    key = with_look if looks_again else without
     if not run.is_done("repair", key):
         run.discard("refine", REFINED)
     if run.stage("repair", key, lambda: repair_run(workspace), outputs=REPAIRED):

@@ -33,6 +33,16 @@ def test_what_was_put_back_by_hand_is_not_said_to_have_failed_the_checks():
     )
 
 
+def test_what_shows_its_label_is_not_said_to_have_failed_the_checks():
+    _, text = words(Gain(0.81, 0.84, None), statuses={"edited": 2, "kept": 5, "label_fits": 4})
+    assert (
+        "1 stayed as it was, because no edit passed the checks; 4 stayed as they were, because they" in text
+    )
+    _, text = words(Gain(0.81, 0.84, None), statuses={"edited": 2, "kept": 1, "label_fits": 1})
+    assert "assigned label; 1 stayed as it was, because it shows its label well enough." in text
+    assert "no edit passed" not in text
+
+
 def test_not_helped():
     found, text = words(Gain(0.81, 0.815, difference(0.005, -0.01, 0.02)), difference(0.0, -0.02, 0.02))
     assert found.verdict == "unclear" and "did not help" in found.verdict_words

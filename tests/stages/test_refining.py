@@ -158,8 +158,10 @@ def test_spared_of_equal_fit_are_the_first_by_id_whatever_the_order_of_the_rows(
     assert names(spared(rows, 1.2)) == names(spared(rows[::-1], 1.2)) == ["d", "a", "b"]
 
 
-def test_without_a_second_look_nothing_is_spared() -> None:
-    assert spared(judged(a=(None, 0.9), b=(None, 0.8)), 0) == []
+@pytest.mark.parametrize("spare", [0, 1])
+def test_without_a_second_look_nothing_is_spared(spare: float) -> None:
+    assert spared(judged(a=(None, 0.9), b=(None, 0.8)), spare) == []
+    assert spared([{"id": "a", "label_trust": 0.9}], spare) == [], "of a table that has no such column"
 
 
 def test_tables_and_card_name_what_made_the_edits(tmp_path: Path) -> None:

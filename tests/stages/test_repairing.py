@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from data.miniatures import make_huggingface
+from diffinf import pipeline
 from diffinf.classify.crossfit import CrossFit
 from diffinf.config import DataConfig, RunConfig
 from diffinf.influence.noise import class_shares
-from diffinf.run import save_tensors
+from diffinf.run import save_tensors, write_text
 from diffinf.stages import repairing
 from diffinf.stages.repairing import Repair
 from diffinf.stages.workspace import Workspace
@@ -105,6 +106,35 @@ def test_a_class_is_reliable_from_the_least_number_of_trusted_samples_on(repair:
     repair.config = repair.config.model_copy(update={"trusted_minimum": 2})
     repair.trust = torch.tensor([0.9, 0.5, 0.1, 0.6, 0.4, 0.9])
     assert repair.unreliable().tolist() == [False, True, True]
+
+
+def test_another_share_of_the_spared_needs_no_new_edits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_huggingface(tmp_path / "source" / "x.parquet")
+    run, dataset, _ = make_run(source, tmp_path / "run", DataConfig(split="subset"))
+    for stage in ("score", "train-autoencoder"):
+        run.stage(stage, stage, lambda: None)
+    repaired: list[float] = []
+
+    def repair_run(workspace: Workspace) -> None:
+        repaired.append(workspace.config.repair.spare)
+        for folder in (run.repair, run.surrogate):
+            folder.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(pipeline, "repair_run", repair_run)
+    monkeypatch.setattr(pipeline, "refine", lambda run, dataset: True)
+
+    def repair_with(**changes: Any) -> None:
+        changed = run.config.repair.model_copy(update=changes)
+        write_text(run.path / "config.yaml", run.config.model_copy(update={"repair": changed}).to_yaml())
+        pipeline.repair(Workspace(run, dataset))
+
+    for spare in (0, 1, 2, 0, 0.5):
+        repair_with(spare=spare)
+    assert repaired == [0, 1], "only the second look, the first time that it is asked for"
+    repair_with(spare=0, guidance=5.0)
+    assert repaired == [0, 1, 0], "other edits are made anew, and without a second look"
 
 
 def test_shares_of_the_classes_come_of_the_out_of_fold_readings(tmp_path: Path) -> None:

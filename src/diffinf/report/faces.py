@@ -146,10 +146,10 @@ def suspicious(files: RunFiles) -> list[dict[str, Any]]:
 
 
 def _statuses(files: RunFiles) -> dict[str, int]:
-    """Samples by status, and those among the kept that a person put back."""
+    """Samples by status, and those among the kept that were spared or put back by a person, not refused."""
     edits = files.edits or []
-    back = sum(edit["reason"] == "restored" for edit in edits)
-    return {**Counter(str(edit["status"]) for edit in edits), "restored": back}
+    others = {name: sum(edit["reason"] == name for edit in edits) for name in ("label_fits", "restored")}
+    return {**Counter(str(edit["status"]) for edit in edits), **others}
 
 
 def _outcome(edit: dict[str, Any], *, flagged: bool) -> str:

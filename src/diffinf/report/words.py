@@ -93,8 +93,8 @@ def headline(
     Args:
         n_train: training samples that were scored, None if scoring has not run.
         flagged: how many of them were flagged.
-        statuses: number of flagged samples by status, and of those "restored" (kept, put back by hand); None if the
-            repair has not run.
+        statuses: number of flagged samples by status, and of the kept those "label_fits" (spared after a second look)
+            and "restored" (put back by hand); None if the repair has not run.
         gain: balanced accuracy without and with the repair, None if nothing was retrained.
         n_test: number of test images.
         resample: paired difference of the repair to the arm "resample".
@@ -122,8 +122,8 @@ def headline(
 
 
 def _done(statuses: Mapping[str, int]) -> str:
-    back = statuses.get("restored", 0)
-    edited, kept = statuses.get("edited", 0), statuses.get("kept", 0) - back
+    back, fits = statuses.get("restored", 0), statuses.get("label_fits", 0)
+    edited, kept = statuses.get("edited", 0), statuses.get("kept", 0) - back - fits
     if edited:
         sentence = (
             f"{count(edited)} {_plural(edited, 'face was', 'faces were')} edited to show the assigned label"
@@ -133,6 +133,11 @@ def _done(statuses: Mapping[str, int]) -> str:
     if kept:
         stayed = _plural(kept, "stayed as it was", "stayed as they were")
         sentence += f"; {count(kept)} {stayed}, because no edit passed the checks"
+    if fits:
+        stayed = _plural(
+            fits, "stayed as it was, because it shows its", "stayed as they were, because they show their"
+        )
+        sentence += f"; {count(fits)} {stayed} label well enough"
     for status in ("relabelled", "dropped"):
         if statuses.get(status, 0):
             sentence += f"; {count(statuses[status])} {_plural(statuses[status], 'was', 'were')} {status}"

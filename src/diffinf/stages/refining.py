@@ -81,12 +81,12 @@ def decisions(run: Run) -> pa.Table:
 def spared(rows: list[dict[str, Any]], spare: float) -> list[dict[str, Any]]:
     """Return those flagged samples whose originals show their label best on a second look.
 
-    As many as labels are estimated to be right among them (the sum of `label_trust`), times `spare`.
+    As many as labels are estimated to be right among them (the sum of `label_trust`), times `spare`. A repair that was
+    made without a second look has no `label_fit`: it spares nothing until it runs again.
     """
-    if not spare:
-        return []
     count = round(spare * sum(row["label_trust"] for row in rows))
-    return sorted(rows, key=lambda row: (-row["label_fit"], row["id"]))[:count]
+    looked_at = [row for row in rows if row.get("label_fit") is not None]
+    return sorted(looked_at, key=lambda row: (-row["label_fit"], row["id"]))[:count]
 
 
 def refine_run(run: Run, dataset: FaceDataset) -> None:
