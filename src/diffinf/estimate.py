@@ -277,7 +277,9 @@ class _Timing:
         if self.imported is not None and self.device.type == "cpu":
             steps = min(_TIMED_DIFFUSION_STEPS, config.diffusion_steps)
             count, repeats = 1, config.diffusion_steps / steps
-            config = config.model_copy(update={"diffusion_steps": steps, "inversion_steps": None})
+            finish = max(1, round(config.finish_steps / repeats))
+            shorter = {"diffusion_steps": steps, "inversion_steps": None, "finish_steps": finish}
+            config = config.model_copy(update=shorter)
         images, labels = self._pictures(count)
         images, labels = images.to(self.device), labels.to(self.device)
         with _threads(1 if self.device.type == "cpu" else None):

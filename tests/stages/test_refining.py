@@ -118,7 +118,11 @@ def test_what_shows_its_label_on_a_second_look_is_kept(tmp_path: Path) -> None:
     gone, spare = (ids[m] for m in EDITED)
     assert (after[spare]["status"], after[spare]["reason"]) == ("kept", "label_fits")
     assert after[spare]["path"] is not None, "not dropped: its label is right"
-    assert [sample for sample in ids if after[sample] != before[sample]] == [spare]
+    # The best fitting of all was refused by the gate and is dropped no more.
+    refused = ids[5]
+    assert (before[refused]["status"], after[refused]["status"]) == ("dropped", "kept")
+    assert after[refused]["reason"] == "influence"
+    assert [sample for sample in ids if after[sample] != before[sample]] == [spare, refused]
     assert after[gone]["status"] == "edited"
     assert write_summary(run)["kept_reasons"]["label_fits"] == 1
 

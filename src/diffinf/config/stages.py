@@ -271,7 +271,7 @@ class RepairConfig(StageConfig):
         le=1,
         description="noise level from which the denoiser alone makes a face of what the guide drew",
     )
-    finish_steps: int = Field(3, ge=1, description="network evaluations of that, under each context")
+    finish_steps: int = Field(3, ge=1, le=1000, description="network evaluations of that, under each context")
     guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
     guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")
     guide_smoothness: float = Field(

@@ -52,13 +52,16 @@ def decisions(run: Run) -> pa.Table:
     run.key("repair")
     table = read_table(run.attempts)
     rows, back = table.to_pylist(), set(restored_ids(run))
-    for row in spared(rows, run.config.repair.spare):
+    fitting = spared(rows, run.config.repair.spare)
+    for row in fitting:
         row["reason"] = row["reason"] or LABEL_FITS
+    stay = {row["id"] for row in fitting}
     statuses = decide(
         [row["reason"] for row in rows],
         [row["label"] for row in rows],
         [row["likeliest"] for row in rows],
-        [row["label_trust"] for row in rows],
+        # Whose label fits on a second look is neither relabelled nor dropped, even where no edit passed.
+        [1.0 if row["id"] in stay else row["label_trust"] for row in rows],
         Counter(read_table(run.scores)["label"].to_pylist()),
         run.config.repair.policy,
     )
