@@ -209,18 +209,12 @@ def test_an_edit_goes_from_the_code_as_it_is_past_the_moved_one(
     assert (still.images.int() - apart.roundtrip.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("inversion", [None, 5])
-def test_a_drawing_that_is_the_image_is_finished_to_its_round_trip(
-    model: DiffAE, shown: Tensor, inversion: int | None
-) -> None:
-    config = settings(finish_depth=0.3, finish_steps=2, inversion_steps=inversion)
+def test_a_drawing_that_is_the_image_is_finished_to_its_round_trip(model: DiffAE, shown: Tensor) -> None:
+    config = settings(finish_depth=0.3, finish_steps=2)
     parts = take_apart(model, IMAGES[:2], shown, config)
     context = model.context(parts.code, shown)
     finished = _finish(model, parts, Plan(parts.noisy, context, context, 0.0), parts.latents, config)
-    if inversion is None:
-        assert (model.to_images(finished).int() - parts.roundtrip.int()).abs().max() <= 1
-    # The levels of an inversion depend on its steps: its noise must be read at its own.
-    assert (model.to_images(finished).int() - IMAGES[:2].int()).abs().float().mean() < 3
+    assert (model.to_images(finished).int() - parts.roundtrip.int()).abs().max() <= 1
 
 
 def test_a_guided_edit_is_drawn_and_finished(model: DiffAE, apart: Inverted, shown: Tensor) -> None:
@@ -323,3 +317,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     nowhere: Any = None
     with pytest.raises(UserError, match=r"autoencoder.json .*diffae.json"):
         pipeline._take_weights(tmp_path, nowhere)
+
+
+def test_an_inversion_that_ends_elsewhere_than_the_decode_begins_is_refused(
+    model: DiffAE, shown: Tensor
+) -> None:
+    with pytest.raises(UserError, match="inversion_steps: 5 steps"):
+        take_apart(model, IMAGES[:2], shown, settings(diffusion_steps=2, inversion_steps=5))

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder
 from diffinf.diffusion.invert import Prediction
+from diffinf.errors import UserError
 from diffinf.repair.editors import EDITORS, Inverted, Plan, Wish
 from diffinf.training.loop import step_generator
 
@@ -45,7 +46,16 @@ def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: Repair
         images: the images.
         shown: how much of each class the image appears to show, (B, K), rows summing to 1.
         config: settings.
+
+    Raises:
+        UserError: images do not fit, or inversion and decode of so many steps do not meet at one noise level.
     """
+    steps = config.inversion_steps or config.diffusion_steps
+    if model.signal(steps, config.depth) != model.signal(config.diffusion_steps, config.depth):
+        raise UserError(
+            f"repair.inversion_steps: {steps} steps end at another noise level than the decode's "
+            f"{config.diffusion_steps} begin at with this autoencoder; leave repair.inversion_steps null"
+        )
     latents = model.to_latents(images)
     code = model.code(latents)
     context = model.context(code, shown)
@@ -53,7 +63,6 @@ def take_apart(model: Autoencoder, images: Tensor, shown: Tensor, config: Repair
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         return model.predict(noisy, t, context)
 
-    steps = config.inversion_steps or config.diffusion_steps
     noisy = model.invert_latents(latents, predict, steps=steps, depth=config.depth)
     back = model.decode_latents(noisy, predict, steps=config.diffusion_steps, depth=config.depth)
     return Inverted(code, latents, noisy, model.to_images(back))
