@@ -164,7 +164,7 @@ def test_a_learning_rate_that_is_absurd_is_told(tmp_path: Path) -> None:
             training_process.pictures(N, 0),
             torch.eye(2)[torch.arange(N) % 2],
             None,
-            settings(steps=32, guide_steps=1, learning_rate=0.3, sheets=0),
+            settings(steps=32, guide_steps=1, learning_rate=0.1, sheets=0),
             class_names=("calm", "smile"),
             seed=0,
             device=torch.device("cpu"),
