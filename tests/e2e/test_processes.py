@@ -36,8 +36,9 @@ def test_processes_train_the_autoencoder_that_one_trains(tmp_path: Path) -> None
     assert files[0] == files[1] and any(path.suffix == ".png" for path in files[0])
     alone, together = (json.loads((run / "autoencoder" / "metrics.json").read_text()) for run in (one, two))
     for name in ("denoiser", "guide"):
-        assert together[name] == pytest.approx(alone[name], rel=1e-4), name
-    assert together["validation"][-1]["v"] == pytest.approx(alone["validation"][-1]["v"], rel=1e-4)
+        # torchrun gives each process one thread, and sums over threads round differently.
+        assert together[name] == pytest.approx(alone[name], rel=1e-3), name
+    assert together["validation"][-1]["v"] == pytest.approx(alone["validation"][-1]["v"], rel=1e-3)
     events = [json.loads(line) for line in (two / "events.jsonl").read_text().splitlines()]
     heard = [event["event"] for event in events if event["stage"] == "train-autoencoder"]
     assert heard == ["start", "validation", "validation", "sheets", "end"]  # of the first process alone
