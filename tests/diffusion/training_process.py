@@ -58,6 +58,8 @@ def main() -> None:
     for name, persons in (("known", True), ("unknown", False)):
         weights = train(out / name, persons=persons)
         save_file(weights, out / f"{name}-{rank}.safetensors")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort the interpreter's end
 
 
 if __name__ == "__main__":

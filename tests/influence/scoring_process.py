@@ -59,6 +59,8 @@ def main() -> None:
     np.save(out / f"scores-{rank}.npy", score(samples, out / "parts"))
     np.save(out / f"computed-{rank}.npy", samples.asked)
     np.save(out / f"again-{rank}.npy", score(samples, out / "parts"))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # else gloo's threads may abort the interpreter's end
 
 
 if __name__ == "__main__":

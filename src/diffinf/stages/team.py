@@ -22,7 +22,8 @@ class Team:
     def __init__(self) -> None:
         """Join the others; UserError where the environment is not as torchrun sets it."""
         self.ranks = Ranks.of_environment()
-        if self.ranks.size > 1 and not distributed.is_initialized():
+        self._joined = self.ranks.size > 1 and not distributed.is_initialized()
+        if self._joined:
             # GPUs average the gradients of a training between them.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             distributed.init_process_group(
@@ -39,13 +40,22 @@ class Team:
         self._say(1 + _WORK.index(work))
 
     def dismiss(self) -> None:
-        """Send the helpers home."""
+        """Send the helpers home, and part from them."""
         self._say(0)
+        self._part()
 
     def called(self) -> Work | None:
         """In a helper: wait until there is work, and say which; None when there is none any more."""
-        said = self._say(0)
-        return _WORK[said - 1] if said else None
+        if said := self._say(0):
+            return _WORK[said - 1]
+        self._part()
+        return None
+
+    def _part(self) -> None:
+        # Left to the end of the interpreter, gloo's threads now and then abort it.
+        if self._joined:
+            distributed.destroy_process_group()
+            self._joined = False
 
     def _say(self, number: int) -> int:
         if self.ranks.size == 1:
