@@ -25,6 +25,10 @@ def show(run: Any, as_json: bool) -> None:
             interval, balanced = f"{low:.3f} to {high:.3f}", f"{arm['balanced_accuracy']:.3f}"
             table.add_row(name, balanced, interval, f"{arm['accuracy']:.3f}", str(arm["seeds"]))
         console.print(table)
+        if summary["arms_stale"]:
+            console.print(
+                "These arms were trained on an earlier refined/; `diffinf compare` brings them up to date."
+            )
     if summary["flagged"] is not None:
         parts = [f"{summary['flagged']} of {summary['dataset']['splits']['train']} training samples flagged"]
         if summary["edited"] is not None:
