@@ -102,20 +102,3 @@ def mean_or_none(values: npt.ArrayLike) -> float | None:
     array = np.asarray(values, dtype=np.float64)
     array = array[np.isfinite(array)]
     return float(array.mean()) if len(array) else None
-
-
-def evaluations(calls: Sequence[int], steps: int, attempts: Ints) -> Floats:
-    """Rows given to the network for each of B images over its attempts at an edit.
-
-    Args:
-        calls: rows of each call, `steps` calls an attempt; the images of an attempt share its rows evenly.
-        steps: calls of one attempt.
-        attempts: (B,) attempts made for each image.
-    """
-    if len(calls) != steps * attempts.max(initial=0):
-        raise ValueError(f"{len(calls)} calls, but {attempts.max(initial=0)} attempts of {steps} steps")
-    result = np.zeros(len(attempts))
-    for index in range(int(attempts.max(initial=0))):
-        pending = attempts > index
-        result[pending] += sum(calls[index * steps : (index + 1) * steps]) / pending.sum()
-    return result

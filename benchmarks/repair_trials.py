@@ -28,7 +28,7 @@ from diffinf.repair.gate import Gate, load_gate
 from diffinf.run import Run, load_tensors, read_json, read_table
 from diffinf.stages.workspace import Workspace
 from repair_judges import ORACLES, Oracle
-from repair_measures import Bools, Floats, Ints, chosen, evaluations, in_half, mean_or_none, share
+from repair_measures import Bools, Floats, Ints, chosen, in_half, mean_or_none, share
 
 
 class Flagged:
@@ -226,10 +226,9 @@ def _attempt_batch(
         _bare(model, before)
         _bare(model, during)
         bare = _now(device) - start
-    strengths = torch.tensor(config.strengths)
-    attempts = (found["strength"][:, None] - strengths).abs().argmin(1).numpy() + 1
-    calls = len(during.rows) // int(attempts.max())  # an attempt
-    each = evaluations(during.rows, calls, attempts) + sum(before.rows) / len(images)
+    attempts = found["attempts"].numpy()
+    # Every attempt at any image asks the network for as many rows.
+    each = attempts * (sum(during.rows) / attempts.sum()) + sum(before.rows) / len(images)
     decoded = decode_edit(model, parts, wish, 1.0, config)
     whole = keep_unchanged(images, parts.roundtrip, decoded, config).cpu()
     return Trial(

@@ -107,14 +107,6 @@ def test_shares_and_paired_differences_know_their_n() -> None:
     assert measures.paired(a[:1], b[:1])["difference"] is None
 
 
-def test_back_off_decodes_are_counted_for_those_that_made_them() -> None:
-    # Two steps an attempt, both contexts at once: 3 images, then the 1 that was refused.
-    found = measures.evaluations([6, 6, 2, 2], 2, np.array([1, 2, 1]))
-    assert found.tolist() == [4, 8, 4]
-    with pytest.raises(ValueError, match="3 calls, but 2 attempts of 2 steps"):
-        measures.evaluations([6, 6, 2], 2, np.array([1, 2, 1]))
-
-
 def test_every_row_given_to_the_network_is_counted() -> None:
     model: DiffusionAutoencoder = make_autoencoder()
     images, shown = pictures(3, 11), torch.tensor([[0.1, 0.9], [1.0, 0.0], [0.3, 0.7]])

@@ -25,10 +25,11 @@ WISH = Wish(-torch.arange(N).float()[:, None], torch.arange(N) % 2, torch.eye(2)
 
 
 class Refusing:
-    """Refuses each sample for its reason until its strength is reached."""
+    """Refuses each sample for its reason until its strength is reached, and beyond what keeps the person."""
 
-    def __init__(self, reasons: list[str], passes_at: list[float]) -> None:
+    def __init__(self, reasons: list[str], passes_at: list[float], lost_at: float = 9.0) -> None:
         self.reasons, self.passes_at, self.errors = reasons, passes_at, torch.zeros(N)
+        self.lost_at = lost_at
 
     def check(
         self,
@@ -46,6 +47,7 @@ class Refusing:
         strengths = (edited[:, 0, 0, 0].int() % 10 / 2).tolist()
         passed = [strength >= self.passes_at[sample] for sample, strength in zip(who, strengths, strict=True)]
         reasons = ["" if good else self.reasons[n] for n, good in zip(who, passed, strict=True)]
+        reasons = ["identity" if s >= self.lost_at else r for s, r in zip(strengths, reasons, strict=True)]
         return Verdict(
             reasons, torch.tensor(strengths), torch.full((len(who),), torch.nan), torch.ones(len(who))
         )
@@ -86,7 +88,23 @@ def test_only_what_a_stronger_edit_may_mend_is_tried_again(decoded: list[tuple[f
     assert found["strength"].tolist() == [1.0, 0.5, 2.0, 0.5]
     assert found["edited"][:, 0, 0, 0].tolist() == [2, 11, 24, 31]
     assert found["judge"].tolist() == [1.0, 0.5, 2.0, 0.5] and found["identity"].isnan().all()
-    assert set(found) == {"edited", "reason", "strength", "judge", "identity", "influence"}
+    assert found["attempts"].tolist() == [2, 1, 3, 1]
+    assert set(found) == {"attempts", "edited", "reason", "strength", "judge", "identity", "influence"}
+
+
+def test_the_search_goes_gentler_where_the_person_was_lost_and_stronger_where_the_label_does_not_show(
+    decoded: list[tuple[float, list[int]]],
+) -> None:
+    found = attempt(Refusing(["judge"] * N, [0.5, 1.0, 1.5, 3.0], lost_at=2.0), [1.0, 0.5, 2.0, 1.5, 3.0])
+    # Sample 2 and 3 did not show their label at 1, so .5 is not tried; at 2 they lost the person, so 3 is not.
+    assert decoded == [(1.0, [0, 1, 2, 3]), (2.0, [2, 3]), (1.5, [2, 3])]
+    assert [REASONS[code] for code in found["reason"]] == ["", "", "", "judge"]
+    assert found["strength"].tolist() == [1.0, 1.0, 1.5, 1.5]
+
+
+def test_a_gentler_edit_may_keep_the_person(decoded: list[tuple[float, list[int]]]) -> None:
+    found = attempt(Refusing(["judge"] * N, [0.5] * N, lost_at=1.0), [1.0, 0.5, 2.0])
+    assert decoded == [(1.0, [0, 1, 2, 3]), (0.5, [0, 1, 2, 3])] and not found["reason"].any()
 
 
 def test_nothing_is_decoded_once_all_have_passed(decoded: list[tuple[float, list[int]]]) -> None:

@@ -288,7 +288,8 @@ class RepairConfig(StageConfig):
     strengths: list[float] = Field(
         [0.8, 1.4, 2.2],
         min_length=1,
-        description="strengths tried, gentlest first; the first that passes is taken",
+        description="strengths tried, in this order; the first that passes is taken. After one that does not show the "
+        "label only stronger ones are tried, after one that lost the person only gentler ones",
     )
     judge_margin: float = Field(
         0.3, ge=0, le=1, description="P(label) must exceed every other class's by so much"

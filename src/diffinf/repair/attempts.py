@@ -1,4 +1,4 @@
-"""Attempts at an edit: each sample at rising strength, until the gate lets one pass."""
+"""Attempts at an edit: each sample at one strength after the other, until the gate lets one pass."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from diffinf.repair.edit import decode_edit, keep_unchanged
 from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import PASSED, Gate
 
-# What a stronger edit may mend; one that already lost the person only goes further away.
-_STRONGER_MAY_PASS = ("judge", "influence")
 REASONS = (PASSED, "judge", "identity", "roundtrip", "influence")
+# What a stronger edit may mend, and what a gentler one; no strength mends a poor round trip.
+_STRONGER_MAY_PASS = ("judge", "influence")
+_GENTLER_MAY_PASS = ("identity",)
 
 
 def edit_batch(
@@ -26,9 +27,10 @@ def edit_batch(
     score_fold: Tensor,
     config: RepairConfig,
 ) -> dict[str, Tensor]:
-    """Edit images (B, C, H, W) at the strengths of the settings, gentlest first, until the gate lets one pass.
+    """Edit images (B, C, H, W) at the strengths of the settings, in their order, until the gate lets one pass.
 
-    Of a sample that passes at no strength the last attempt is kept, for people to see.
+    Strengths that cannot pass are left out: none gentler than one at which the label did not show, none stronger than
+    one that lost the person. Of a sample that passes at no strength the last attempt is kept, for people to see.
 
     Args:
         model: the autoencoder.
@@ -42,12 +44,18 @@ def edit_batch(
 
     Returns:
         On the CPU, (B, ...): "edited" images, "reason" (index into `REASONS`), "strength", and what the gate read:
-        "judge", "identity", "influence".
+        "judge", "identity", "influence"; "attempts": strengths tried.
     """
     error = (parts.roundtrip.float() - images.float()).abs().mean((1, 2, 3)) / 127.5
-    result: dict[str, Tensor] = {}
-    pending = torch.arange(len(images))
+    result: dict[str, Tensor] = {"attempts": torch.zeros(len(images), dtype=torch.long)}
+    gentlest, strongest = (
+        torch.zeros(len(images)),
+        torch.full((len(images),), torch.inf),
+    )  # what may still pass
     for strength in config.strengths:
+        pending = torch.nonzero((gentlest < strength) & (strength < strongest))[:, 0]
+        if not len(pending):
+            continue
         at = pending.to(model.device)
         rest, wished = parts.at(at), wish.at(at)
         decoded = decode_edit(model, rest, wished, strength, config)
@@ -70,7 +78,10 @@ def edit_batch(
         }
         for name, values in found.items():
             result.setdefault(name, values.clone())[pending] = values
-        pending = pending[torch.tensor([reason in _STRONGER_MAY_PASS for reason in verdict.reasons])]
-        if not len(pending):
-            break
+        result["attempts"][pending] += 1
+        for sample, reason in zip(pending.tolist(), verdict.reasons, strict=True):
+            if reason not in _GENTLER_MAY_PASS:
+                gentlest[sample] = strength if reason in _STRONGER_MAY_PASS else torch.inf
+            else:
+                strongest[sample] = strength
     return result

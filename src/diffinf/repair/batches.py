@@ -115,7 +115,7 @@ def take_apart_job(job: Job, report: Report) -> dict[str, Any]:
 
 
 def edit_job(job: Job, report: Report) -> dict[str, Any]:
-    """Decode a batch of edits and gate them; each sample gets the gentlest edit that passes."""
+    """Decode a batch of edits and gate them; each sample gets the first edit that passes."""
     model, config, material = _read(job)
     gate = _gate(job["repair"], job["scorers"], config.model_dump_json(), job["device"])
     path = Path(job["scratch"]) / f"take_apart_job-{job['start']}.safetensors"
