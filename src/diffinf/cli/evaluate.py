@@ -55,11 +55,19 @@ def fidelity(
         bool, typer.Option("--allow-singular", help="Fréchet distance even of no more samples than features.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the kernel distance's blocks.")] = 0,
+    copies_picture: Annotated[
+        Path | None, typer.Option(help="PNG of the closest copies; the features' files need ids.")
+    ] = None,
+    generated_images: Annotated[Path | None, typer.Option(help="The generated images, for that.")] = None,
+    train_images: Annotated[Path | None, typer.Option(help="The images trained on, for that.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fréchet and kernel distance, precision, recall, density, coverage, and copies of training images."""
     from diffinf.stages.measuring import measure_fidelity
 
+    wanted = copies_picture, generated_images, train_images, train
+    if copies_picture is not None and None in wanted:
+        raise UserError("--copies-picture needs --train, --generated-images and --train-images")
     found = measure_fidelity(
         real,
         generated,
@@ -70,34 +78,35 @@ def fidelity(
         allow_singular=allow_singular,
         seed=seed,
     )
+    drawn = False
+    if copies_picture is not None and generated_images is not None and train_images is not None:
+        from diffinf.stages.copies import draw_copies
+
+        drawn = draw_copies(found, generated_images, train_images, copies_picture)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return
     frechet, kernel, copies = found.frechet, found.kernel, found.copies
-    rows = [
-        ("Fréchet distance", "-" if frechet is None else f"{frechet.distance:.4g}"),
-        (
-            "kernel distance",
-            f"{kernel.distance:.4g}" + ("" if kernel.std is None else f" ± {kernel.std:.2g} a block"),
-        ),
-        *_balls(found.prdc),
-    ]
+    rows = [*_distances(frechet, kernel), *_balls(found.prdc)]
     if copies is not None:
         chance = "" if copies.held_out_share is None else f", by chance {copies.held_out_share:.2%}"
         rows.append(("near copies of training images", f"{copies.n_copies} ({copies.share:.2%}{chance})"))
     _table(f"{found.prdc.n_generated} generated, {found.prdc.n_real} real images", rows)
     for name, value in found.per_class.items():
-        _table(f"{name}: {value.n_generated} generated, {value.n_real} real images", _balls(value))
+        title = f"{name}: {value.n_generated} generated, {value.n_real} real images"
+        _table(title, [*_distances(value.frechet, value.kernel), *_balls(value.prdc)])
+    if found.one_sided:
+        print("classes that only one side has:", ", ".join(found.one_sided))
     if frechet is None:
         print(
             "no Fréchet distance: it needs more samples than features (--allow-singular takes it all the same)"
         )
     if copies is not None and copies.n_copies:
-        pairs = zip(copies.generated_indices, copies.train_indices, strict=True)
-        print(
-            "closest copies, row generated = row trained on:",
-            ", ".join(f"{a} = {b}" for a, b in list(pairs)[:10]),
-        )
+        rows_ = list(zip(copies.generated_indices, copies.train_indices, strict=True))
+        pairs = found.copy_ids or [(f"row {a}", f"row {b}") for a, b in rows_]
+        print("closest copies, generated = trained on:", ", ".join(f"{a} = {b}" for a, b in pairs[:10]))
+    if drawn:
+        print(copies_picture)
 
 
 @evaluate.command()
@@ -246,8 +255,17 @@ def _interval(value: Any) -> str:
     return "-" if value is None else f"{value.estimate:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
+def _distances(frechet: Any, kernel: Any) -> list[tuple[str, str]]:
+    spread = "" if kernel is None or kernel.std is None else f" ± {kernel.std:.2g} a block"
+    return [
+        ("Fréchet distance", "-" if frechet is None else f"{frechet.distance:.4g}"),
+        ("kernel distance", "-" if kernel is None else f"{kernel.distance:.4g}{spread}"),
+    ]
+
+
 def _balls(value: Any) -> list[tuple[str, str]]:
-    return [(name, f"{getattr(value, name):.4f}") for name in ("precision", "recall", "density", "coverage")]
+    names = ("precision", "recall", "density", "coverage")
+    return [(name, "-" if value is None else f"{getattr(value, name):.4f}") for name in names]
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:

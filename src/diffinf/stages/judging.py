@@ -274,7 +274,9 @@ def _written(
     files = ["rca.json", "confusion.png"]
     matrices = [MatrixPair("all classes", found.classes, found.generated_confusion, found.real_confusion)]
     matrices += [
-        MatrixPair(group, value.classes, value.generated, value.real) for group, value in found.groups.items()
+        MatrixPair(f"reads within {group}", value.classes, value.generated, value.real)
+        for group, value in found.groups.items()
+        if len(value.classes) > 1
     ]
     with atomic_path(out / "confusion.png") as partial:
         draw_confusions(matrices, partial)
