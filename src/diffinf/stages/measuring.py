@@ -127,7 +127,7 @@ def measure_fidelity(
             kernel=kernel_distance(x, y, seed=seed),
             prdc=precision_recall_density_coverage(x, y, nearest_k),
             copies=copies,
-            per_class=by_class(within, x, y, *labels) if per_class else {},
+            per_class=by_class(within, x, y, labels[0], labels[1]) if per_class else {},
             one_sided=tuple(map(str, np.setxor1d(labels[0], labels[1]))) if per_class else (),
             copy_ids=_copy_ids(files[1], known or {}, copies),
         )
