@@ -39,6 +39,19 @@ def test_class_folders(tmp_path: Path) -> None:
     assert dataset.truth() == {} and dataset.truth_labels() is None
 
 
+def test_what_is_only_measured_may_be_small_and_is_all_test(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "faces")
+    for place in sorted((root / "sad").iterdir())[1:]:
+        place.unlink()
+    with pytest.raises(UserError, match="'sad'"):
+        open_dataset(root, DataConfig())
+    dataset = open_dataset(root, DataConfig(), to_measure=True)
+    assert len(dataset) == 25 and set(dataset.splits) == {"test"}
+    shutil.rmtree(root / "happy")
+    shutil.rmtree(root / "angry")
+    assert open_dataset(root, DataConfig(), to_measure=True).class_names == ("sad",)
+
+
 def test_split_folders(tmp_path: Path) -> None:
     root = make_folders(tmp_path / "faces", splits=("Training", "val", "test"), per_class=4)
     dataset = open_dataset(root, DataConfig())

@@ -74,6 +74,15 @@ def test_collapse_on_one_class_is_chance():
     assert "Too few" in few.verdict
 
 
+def test_few_images_that_are_all_right_claim_no_certainty():
+    few = rca_from_confusions(np.diag([2, 2]), np.diag([20, 20]), ["a", "b"])
+    assert few.rca.estimate == few.balanced.estimate == 1 and few.rca.low < 0.7 and "Too few" in few.verdict
+    many = rca_from_confusions(np.diag([200, 200]), np.diag([200, 200]), ["a", "b"])
+    assert 0.98 < many.rca.low < 1 < many.rca.high and "about as often" in many.verdict
+    half = rca_from_confusions([[10, 0], [10, 0]], np.diag([20, 20]), ["a", "b"])
+    assert half.rca.low < 0.35 and half.rca.high > 0.65
+
+
 @pytest.mark.parametrize(("real_accuracy", "words"), [(0.6, "errs too often"), (1.0, "too easy")])
 def test_warns_of_an_oracle_out_of_range(real_accuracy, words):
     assert words in " ".join(measure(0.5, real_accuracy).warnings)

@@ -1,4 +1,4 @@
-"""`diffinf evaluate`: measures of generated images, from saved features."""
+"""`diffinf evaluate`: measures of generated images, from saved features or the images themselves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ from typing import Annotated, Any
 
 import typer
 
-from diffinf.cli.app import Json, app
+from diffinf.cli.app import (
+    Bins,
+    Config,
+    Device,
+    Format,
+    Id,
+    Identity,
+    Image,
+    Json,
+    Label,
+    Limit,
+    NormaliseLabels,
+    Preset,
+    Root,
+    Seed,
+    Set,
+    Split,
+    app,
+)
+from diffinf.cli.settings import data_settings, given, run_settings
+from diffinf.errors import UserError
 
-evaluate = typer.Typer(no_args_is_help=True, help="Measure generated images from saved features.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure generated images.")
 app.add_typer(evaluate, name="evaluate")
 
 Features = "features (N, D): .npy, or .npz or Parquet that names them features, embeddings or embedding"
+_LISTED = 12  # classes in the terminal
 
 
 @evaluate.command()
@@ -34,11 +55,19 @@ def fidelity(
         bool, typer.Option("--allow-singular", help="Fréchet distance even of no more samples than features.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the kernel distance's blocks.")] = 0,
+    copies_picture: Annotated[
+        Path | None, typer.Option(help="PNG of the closest copies; the features' files need ids.")
+    ] = None,
+    generated_images: Annotated[Path | None, typer.Option(help="The generated images, for that.")] = None,
+    train_images: Annotated[Path | None, typer.Option(help="The images trained on, for that.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fréchet and kernel distance, precision, recall, density, coverage, and copies of training images."""
     from diffinf.stages.measuring import measure_fidelity
 
+    wanted = copies_picture, generated_images, train_images, train
+    if copies_picture is not None and None in wanted:
+        raise UserError("--copies-picture needs --train, --generated-images and --train-images")
     found = measure_fidelity(
         real,
         generated,
@@ -49,34 +78,35 @@ def fidelity(
         allow_singular=allow_singular,
         seed=seed,
     )
+    drawn = False
+    if copies_picture is not None and generated_images is not None and train_images is not None:
+        from diffinf.stages.copies import draw_copies
+
+        drawn = draw_copies(found, generated_images, train_images, copies_picture)
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return
     frechet, kernel, copies = found.frechet, found.kernel, found.copies
-    rows = [
-        ("Fréchet distance", "-" if frechet is None else f"{frechet.distance:.4g}"),
-        (
-            "kernel distance",
-            f"{kernel.distance:.4g}" + ("" if kernel.std is None else f" ± {kernel.std:.2g} a block"),
-        ),
-        *_balls(found.prdc),
-    ]
+    rows = [*_distances(frechet, kernel), *_balls(found.prdc)]
     if copies is not None:
         chance = "" if copies.held_out_share is None else f", by chance {copies.held_out_share:.2%}"
         rows.append(("near copies of training images", f"{copies.n_copies} ({copies.share:.2%}{chance})"))
     _table(f"{found.prdc.n_generated} generated, {found.prdc.n_real} real images", rows)
     for name, value in found.per_class.items():
-        _table(f"{name}: {value.n_generated} generated, {value.n_real} real images", _balls(value))
+        title = f"{name}: {value.n_generated} generated, {value.n_real} real images"
+        _table(title, [*_distances(value.frechet, value.kernel), *_balls(value.prdc)])
+    if found.one_sided:
+        print("classes that only one side has:", ", ".join(found.one_sided))
     if frechet is None:
         print(
             "no Fréchet distance: it needs more samples than features (--allow-singular takes it all the same)"
         )
     if copies is not None and copies.n_copies:
-        pairs = zip(copies.generated_indices, copies.train_indices, strict=True)
-        print(
-            "closest copies, row generated = row trained on:",
-            ", ".join(f"{a} = {b}" for a, b in list(pairs)[:10]),
-        )
+        rows_ = list(zip(copies.generated_indices, copies.train_indices, strict=True))
+        pairs = found.copy_ids or [(f"row {a}", f"row {b}") for a, b in rows_]
+        print("closest copies, generated = trained on:", ", ".join(f"{a} = {b}" for a, b in pairs[:10]))
+    if drawn:
+        print(copies_picture)
 
 
 @evaluate.command()
@@ -112,8 +142,130 @@ def separability(
         print(f"{found.normalised} embeddings were not of unit length and were brought to it")
 
 
+@evaluate.command()
+def rca(
+    generated: Annotated[Path, typer.Option(help="Generated images, labelled with the class asked for.")],
+    real: Annotated[str, typer.Option(help="Real images: a dataset, or a run.")],
+    oracle: Annotated[
+        Path | None, typer.Option(help="A saved classifier (default: one is trained and kept in OUT/oracle).")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Real images to train the oracle on (default: the training split of --real)."),
+    ] = None,
+    real_split: Annotated[
+        str, typer.Option(help="Real images to measure on: test, validation, or all of --real.")
+    ] = "test",
+    out: Annotated[
+        Path, typer.Option(help="Folder for rca.json, confusion.png, confused.png and the oracle.")
+    ] = Path("rca"),
+    generated_label: Annotated[
+        str | None, typer.Option(help="Column of the generated images' table with the class.")
+    ] = None,
+    generated_format: Annotated[str | None, typer.Option(help="Their layout (default auto).")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of --real that groups classes which look alike.")
+    ] = None,
+    format_: Format = None,
+    image: Image = None,
+    label: Label = None,
+    root: Root = None,
+    id_: Id = None,
+    split: Split = None,
+    identity: Identity = None,
+    bins: Bins = None,
+    normalise_labels: NormaliseLabels = None,
+    limit: Limit = None,
+    config: Config = None,
+    set_: Set = None,
+    preset: Preset = None,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Relative classification accuracy: do generated images show the class they were asked for, as real ones do?"""
+    if real_split not in ("test", "validation", "all"):
+        raise UserError(f"--real-split {real_split}: expected test, validation or all")
+    data = data_settings(
+        format=format_,
+        image=image,
+        label=label,
+        root=root,
+        id=id_,
+        split=split,
+        identity=identity,
+        group=[group] if group else None,
+        bins=bins,
+        normalise_labels=normalise_labels,
+        limit=limit,
+    )
+    values = given({"data": data, "seed": seed, "device": device})
+    settings = run_settings(real, values, config, set_ or [], preset, False)
+    made = {"label": generated_label, "format": generated_format, "normalise_labels": normalise_labels}
+    from diffinf.config import RunConfig, build
+    from diffinf.stages.judging import measure_rca
+
+    found = measure_rca(
+        generated,
+        settings,
+        out,
+        train=train,
+        oracle=oracle,
+        real_split=real_split,  # type: ignore[arg-type]
+        generated_data=build(RunConfig, {"dataset": str(generated), "data": given(made)}, "--generated").data,
+    )
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return
+    _show_rca(found.accuracy)
+    print(f"{', '.join(found.files)}: {out}")
+
+
+def _show_rca(found: Any) -> None:
+    rows = [
+        ("relative classification accuracy", _interval(found.rca)),
+        ("with every class weighing the same", _interval(found.balanced)),
+        ("accuracy on generated images", _interval(found.generated_accuracy)),
+        ("accuracy on real images", _interval(found.real_accuracy)),
+        *(
+            (
+                f"group {name}: confusions that stay in it",
+                f"{value.inside:.2f}, by chance {value.inside_by_chance:.2f}",
+            )
+            for name, value in found.groups.items()
+            if value.inside is not None
+        ),
+    ]
+    _table(f"{found.n_generated} generated, {found.n_real} real images of {len(found.classes)} classes", rows)
+    worst = sorted(
+        found.per_class.items(),
+        key=lambda item: (item[1].rca is not None, item[1].rca and item[1].rca.estimate),
+    )
+    _table("by class, the worst first", [(name, _interval(value.rca)) for name, value in worst[:_LISTED]])
+    if len(worst) > _LISTED:
+        print(f"and {len(worst) - _LISTED} more classes, see rca.json")
+    for pair in found.confused[:5]:
+        print(f"{pair.asked} read as {pair.read}: {pair.n} images, {pair.share:.0%}")
+    print(found.verdict)
+    for warning in found.warnings:
+        print(f"note: {warning}")
+
+
+def _interval(value: Any) -> str:
+    return "-" if value is None else f"{value.estimate:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def _distances(frechet: Any, kernel: Any) -> list[tuple[str, str]]:
+    spread = "" if kernel is None or kernel.std is None else f" ± {kernel.std:.2g} a block"
+    return [
+        ("Fréchet distance", "-" if frechet is None else f"{frechet.distance:.4g}"),
+        ("kernel distance", "-" if kernel is None else f"{kernel.distance:.4g}{spread}"),
+    ]
+
+
 def _balls(value: Any) -> list[tuple[str, str]]:
-    return [(name, f"{getattr(value, name):.4f}") for name in ("precision", "recall", "density", "coverage")]
+    names = ("precision", "recall", "density", "coverage")
+    return [(name, "-" if value is None else f"{getattr(value, name):.4f}") for name in names]
 
 
 def _table(title: str, rows: list[tuple[str, str]]) -> None:

@@ -19,7 +19,7 @@ from diffinf.data.readers.base import printable
 from diffinf.data.readers.classes import name_classes
 from diffinf.data.readers.columns import ColumnFiles, to_numpy
 from diffinf.data.readers.labels import spelling_variants
-from diffinf.data.splits import assign_splits, limited
+from diffinf.data.splits import assign_splits, given_splits, limited
 from diffinf.errors import UserError
 from diffinf.progress import note, progress_bar
 
@@ -193,7 +193,9 @@ class FaceDataset:
         )
 
 
-def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> FaceDataset:
+def open_dataset(
+    path: Path | str, config: DataConfig, *, seed: int = 0, to_measure: bool = False
+) -> FaceDataset:
     """Open a dataset in any layout that `diffinf.data.readers.READERS` knows.
 
     Every image is decoded once; those that cannot be are put into quarantine with the reason, and so are rows
@@ -203,6 +205,8 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
         path: folder, file, or a table's URL, which fsspec reads ("zip://faces.csv::faces.zip").
         config: layout, names of columns, root, bins, limit, limits of decoding.
         seed: decides which samples a `limit` keeps.
+        to_measure: nothing is to be repaired: a class may be small, or the only one, and where no splits are
+            given all is "test".
 
     Raises:
         UserError: nothing at `path`, a column that is not there, no label, an id that occurs twice, a path
@@ -213,8 +217,9 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
     _check_ids(records)
     notes = name_classes(records, config)
     sound = [row for row in range(len(records.ids)) if row not in records.faults]
-    splits, decided = assign_splits(records, sound)
-    _check_classes(records, sound, splits, "")
+    splits, decided = given_splits(records) if to_measure else assign_splits(records, sound)
+    if not to_measure:
+        _check_classes(records, sound, splits, "")
     kept = _kept(records, sound, splits, config.limit, seed)
     checked, quarantine = _verify(records, kept, config)
     rows = sorted(checked, key=lambda row: records.ids[row])
@@ -227,7 +232,8 @@ def open_dataset(path: Path | str, config: DataConfig, *, seed: int = 0) -> Face
     hint = f" ({len(quarantine)} unreadable images left out)" if quarantine else ""
     if config.limit is not None:
         hint += f" (--limit {config.limit}: raise it)"
-    _check_classes(records, rows, splits, hint)
+    if not to_measure:
+        _check_classes(records, rows, splits, hint)
     for row, reason in records.faults.items():
         quarantine[row] = Quarantined(records.ids[row], _name(records, row), reason)
     return _assemble(records, rows, splits, checked, quarantine, [*records.notes, *decided, *notes], config)

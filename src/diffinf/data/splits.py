@@ -55,6 +55,17 @@ def assign_splits(records: Records, rows: Sequence[int] | None = None) -> tuple[
     return splits, notes
 
 
+def given_splits(records: Records) -> tuple[list[str], list[str]]:
+    """The split of each row as the source has it, "test" for all where it has none; and no notes.
+
+    Raises:
+        UserError: a split's name is unknown or missing.
+    """
+    if records.splits is None:
+        return ["test"] * len(records.ids), []
+    return [_known_split(text, records.places[row]) for row, text in enumerate(records.splits)], []
+
+
 def _known_split(text: str | None, place: str) -> str:
     split = None if text is None else split_name(text)
     if split is None:

@@ -72,6 +72,8 @@ def near_copies(
     """
     x = checked_features(train, "train")
     y = checked_features(generated, "generated", x.shape[1])
+    if len(x) < 2:
+        raise ValueError("train: 1 sample; whether one of them is copied takes at least 2")
     if not 2 <= neighbours <= len(x) or not 0 < threshold <= 1:
         raise ValueError(
             f"neighbours must be in 2..{len(x)}, the training samples, and threshold in (0, 1], "

@@ -83,7 +83,9 @@ class RelativeClassificationAccuracy:
 
     Attributes:
         rca: accuracy on generated over accuracy on real images, with its 95 % bootstrap interval over images within
-            classes; may exceed 1; None where the real accuracy is or may be 0.
+            classes; where a side's every class is read all right or all wrong, a resample would be too, and draws
+            from the Jeffreys posterior of its accuracy take its place. May exceed 1; None where the real accuracy
+            is or may be 0.
         balanced: the same with every class weighing the same, for sides of different class shares.
         generated_accuracy, real_accuracy: top-1 with 95 % Wilson intervals, on n_generated and n_real images of the
             classes that both sides have.
@@ -270,6 +272,11 @@ def _ratios(hits: Ints, totals: Ints, resamples: int, seed: int) -> tuple[Interv
     plain: Floats = draws.sum(axis=2) / sizes
     balanced: Floats = (draws / totals).mean(axis=2)
     values = hits.sum(axis=1) / sizes, (hits / totals).mean(axis=1)
+    for side in np.flatnonzero(((hits == 0) | (hits == totals)).all(axis=1)):
+        n = int(sizes[side])
+        for value, drawn in zip(values, (plain, balanced), strict=True):
+            right = float(value[side]) * n
+            drawn[:, side] = generator.beta(right + 0.5, n - right + 0.5, resamples)
     first, second = (
         ratio_interval(value[0], value[1], drawn[:, 0], drawn[:, 1])
         for value, drawn in zip(values, (plain, balanced), strict=True)

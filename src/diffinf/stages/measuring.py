@@ -30,6 +30,20 @@ Array = npt.NDArray[Any]
 FEATURES = ("features", "embeddings", "embedding")
 LABELS = ("labels", "label")
 IDENTITIES = ("identities", "identity")
+IDS = ("ids", "id")
+
+
+@dataclass(frozen=True)
+class ClassFidelity:
+    """The measures within one class; None where it has too few samples: not more than features for the Fréchet
+    distance, fewer than two for the kernel distance, not more than the neighbours of the balls.
+    """
+
+    frechet: FrechetDistance | None
+    kernel: KernelDistance | None
+    prdc: PrecisionRecallDensityCoverage | None
+    n_real: int
+    n_generated: int
 
 
 @dataclass(frozen=True)
@@ -38,14 +52,18 @@ class Fidelity:
 
     Attributes:
         frechet: None too where there are not more samples than features.
-        per_class: precision, recall, density and coverage within each class.
+        per_class: the measures within each class that both sides have.
+        one_sided: classes that only one side has: they are in no figure by class.
+        copy_ids: (generated, trained on) ids of the near copies, the closest first, where the files have ids.
     """
 
     frechet: FrechetDistance | None
     kernel: KernelDistance
     prdc: PrecisionRecallDensityCoverage
     copies: NearCopies | None
-    per_class: dict[str, PrecisionRecallDensityCoverage]
+    per_class: dict[str, ClassFidelity]
+    one_sided: tuple[str, ...] = ()
+    copy_ids: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON knows them."""
@@ -82,22 +100,36 @@ def measure_fidelity(
         raise UserError("--held-out says how many copies of training images to expect: give --train too")
     files = [saved_arrays(path) for path in (real, generated)]
     x, y = (_pick(path, arrays, FEATURES) for path, arrays in zip((real, generated), files, strict=True))
+    labels = [
+        _pick(path, arrays, LABELS)
+        for path, arrays in zip((real, generated), files, strict=True)
+        if per_class
+    ]
+    known = None if train is None else saved_arrays(train)
+
+    def within(a: Array, b: Array) -> ClassFidelity:
+        least = min(len(a), len(b))
+        return ClassFidelity(
+            frechet=frechet_distance(a, b, allow_singular=allow_singular)
+            if least > (1 if allow_singular else a.shape[1])
+            else None,
+            kernel=kernel_distance(a, b, seed=seed) if least > 1 else None,
+            prdc=precision_recall_density_coverage(a, b, nearest_k) if least > nearest_k else None,
+            n_real=len(a),
+            n_generated=len(b),
+        )
+
     try:
         enough = allow_singular or min(len(x), len(y)) > x.shape[-1]
+        copies = None if train is None or known is None else _copies(train, known, y, held_out)
         return Fidelity(
             frechet=frechet_distance(x, y, allow_singular=allow_singular) if enough else None,
             kernel=kernel_distance(x, y, seed=seed),
             prdc=precision_recall_density_coverage(x, y, nearest_k),
-            copies=_copies(train, y, held_out) if train is not None else None,
-            per_class=by_class(
-                lambda a, b: precision_recall_density_coverage(a, b, nearest_k),
-                x,
-                y,
-                _pick(real, files[0], LABELS),
-                _pick(generated, files[1], LABELS),
-            )
-            if per_class
-            else {},
+            copies=copies,
+            per_class=by_class(within, x, y, labels[0], labels[1]) if per_class else {},
+            one_sided=tuple(map(str, np.setxor1d(labels[0], labels[1]))) if per_class else (),
+            copy_ids=_copy_ids(files[1], known or {}, copies),
         )
     except ValueError as error:
         raise UserError(f"{real}, {generated}: {error}") from error
@@ -147,7 +179,7 @@ def saved_arrays(path: Path) -> dict[str, Array]:
 
 def _columns(path: Path) -> dict[str, Any]:
     table = read_table(path)
-    wanted = {*FEATURES, *LABELS, *IDENTITIES} & set(table.column_names)
+    wanted = {*FEATURES, *LABELS, *IDENTITIES, *IDS} & set(table.column_names)
     return {name: table[name] for name in wanted}
 
 
@@ -168,7 +200,20 @@ def _pick(path: Path, arrays: dict[str, Array], names: tuple[str, ...]) -> Array
     )
 
 
-def _copies(train: Path, generated: Array, held_out: Path | None) -> NearCopies:
-    known = _pick(train, saved_arrays(train), FEATURES)
+def _copies(train: Path, arrays: dict[str, Array], generated: Array, held_out: Path | None) -> NearCopies:
+    known = _pick(train, arrays, FEATURES)
     others = None if held_out is None else _pick(held_out, saved_arrays(held_out), FEATURES)
-    return near_copies(known, generated, held_out=others, neighbours=min(COPY_NEIGHBOURS, len(known)))
+    return near_copies(known, generated, held_out=others, neighbours=max(2, min(COPY_NEIGHBOURS, len(known))))
+
+
+def _copy_ids(
+    generated: dict[str, Array], train: dict[str, Array], copies: NearCopies | None
+) -> tuple[tuple[str, str], ...]:
+    sides = [next((arrays[name] for name in IDS if name in arrays), None) for arrays in (generated, train)]
+    if copies is None or sides[0] is None or sides[1] is None:
+        return ()
+    indices = copies.generated_indices, copies.train_indices
+    for ids, rows in zip(sides, indices, strict=True):
+        if ids is not None and (ids.ndim != 1 or len(ids) <= max(rows, default=-1)):
+            raise ValueError(f"ids of shape {ids.shape}; expected one for each row of the features")
+    return tuple((str(sides[0][a]), str(sides[1][b])) for a, b in zip(*indices, strict=True))

@@ -6,16 +6,19 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.inspect.counts import class_of
 
-_TILE, _GAP, _TEXT = 64, 4, 14  # pixels
+_TILE, _GAP, _TEXT, _LINE = 64, 4, 14, 18  # pixels
 _COLUMNS = 12  # images a row
 _ROWS = 60  # classes, or groups of duplicates, on a sheet
 _MARGIN = 190  # for the name of a row
 _BACKGROUND, _INK, _ALARM = "white", "black", "#b00020"
+
+Tile = NDArray[np.uint8]
 
 
 def class_sheet(dataset: FaceDataset) -> Image.Image:
@@ -58,21 +61,48 @@ def duplicate_sheet(dataset: FaceDataset, groups: Sequence[Sequence[int]]) -> Im
 def _sheet(
     dataset: FaceDataset, rows: Sequence[Sequence[int]], captions: Sequence[Sequence[tuple[str, str]]]
 ) -> Image.Image:
+    tiles = iter(tiles_of(dataset, [row for members in rows for row in members]))
+    return picture_sheet([[next(tiles) for _ in members] for members in rows], captions)
+
+
+def tiles_of(dataset: FaceDataset, rows: Sequence[int]) -> list[Tile]:
+    """Rows of a dataset as tiles for `picture_sheet`, uint8 (64, 64, 3)."""
+    return list(dataset.images(rows, size=_TILE, channels=3).permute(0, 2, 3, 1).numpy())
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[Tile | None]],
+    captions: Sequence[Sequence[tuple[str, str]]],
+    headings: Sequence[tuple[int, str]] = (),
+) -> Image.Image:
+    """Draw rows of tiles with captions to their left.
+
+    Args:
+        rows: tiles of `tiles_of`; None leaves a place empty.
+        captions: for each row lines of (text, colour).
+        headings: (column, text) above the rows.
+    """
     pitch = _TILE + _GAP
     columns = max((len(row) for row in rows), default=0)
-    canvas = Image.new("RGB", (_MARGIN + columns * pitch + _GAP, len(rows) * pitch + _GAP), _BACKGROUND)
+    above = _LINE + _GAP if headings else 0
+    size = (_MARGIN + columns * pitch + _GAP, above + len(rows) * pitch + _GAP)
+    canvas = Image.new("RGB", size, _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_TEXT)
-    flat = [row for members in rows for row in members]
-    tiles = iter(dataset.images(flat, size=_TILE, channels=3).permute(0, 2, 3, 1).numpy())
+    for column, text in headings:
+        draw.text((_MARGIN + column * pitch, _GAP), text, fill=_INK, font=font)
     for number, (members, lines) in enumerate(zip(rows, captions, strict=True)):
-        top = _GAP + number * pitch
+        top = above + _GAP + number * pitch
         for line, (text, colour) in enumerate(lines):
             draw.text(
-                (_GAP, top + 4 + line * 18), shortened(text, font, _MARGIN - 2 * _GAP), fill=colour, font=font
+                (_GAP, top + 4 + line * _LINE),
+                shortened(text, font, _MARGIN - 2 * _GAP),
+                fill=colour,
+                font=font,
             )
-        for column, _ in enumerate(members):
-            canvas.paste(Image.fromarray(next(tiles)), (_MARGIN + column * pitch, top))
+        for column, tile in enumerate(members):
+            if tile is not None:
+                canvas.paste(Image.fromarray(tile), (_MARGIN + column * pitch, top))
     return canvas
 
 
