@@ -129,8 +129,9 @@ class Repair:
 
         Args:
             edited: uint8 (M, C, H, W), the last attempts.
-            accepted: bool (M,), those that passed the gate.
+            accepted: bool (M,), those that passed the gate; of a class that is not edited they count as refused.
         """
+        accepted = accepted & ~self.unreliable()[self.labels[self.rows]]
         repaired, shares = self.images.clone(), self.shares.clone()
         changed = self.rows[accepted]
         repaired[changed] = edited[accepted]
