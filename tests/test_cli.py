@@ -6,14 +6,16 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 import diffinf
-from diffinf.cli import main
+from diffinf.cli import app, main
 from diffinf.cli.settings import run_settings
 from diffinf.config import make_config
 from diffinf.run import Run
@@ -78,7 +80,7 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--bins", "13,0"], "data.bins"),
         (["--bins", "5"], "data.bins"),
         (["--link", "soft"], "data.link"),
-        (["--policy", "drop"], "repair.policy"),
+        (["--policy", "drop"], "'edit-or-relabel', 'edit-or-drop'"),
         (["--split", "part"], "no column 'part' for --split"),
     ],
 )
@@ -89,6 +91,14 @@ def test_wrong_options(
     said = refused(capsys, "train", faces, "--out", tmp_path / "run", *options)
     assert message in said
     assert not (tmp_path / "run" / "classifier").exists()
+
+
+def test_commands_are_listed_as_a_user_meets_them() -> None:
+    group: Any = typer.main.get_command(app)
+    names = group.list_commands(None)
+    met = ("inspect", "run", "train", "score", "repair", "compare", "report", "restore", "edit", "evaluate")
+    places = [names.index(name) for name in met]
+    assert places == sorted(places) and len(names) == len(set(names)) > len(met)
 
 
 def test_bad_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from diffinf import __version__
+from diffinf.config import Policy as PolicyName
+
+# As a user meets them; what is not named here comes last.
+_ORDER = (
+    *("demo", "inspect", "run", "train", "score", "train-autoencoder", "repair", "compare", "report"),
+    *("detect", "restore", "edit", "predict", "evaluate", "export", "import-diffae", "render"),
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order of use, not of the files that define them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
 
 app = typer.Typer(
     name="diffinf",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -102,7 +120,7 @@ Flags = Annotated[
     typer.Option(help="Ids to repair, found elsewhere: text, CSV or Parquet.", rich_help_panel=DATA_PANEL),
 ]
 Policy = Annotated[
-    str | None,
+    PolicyName | None,
     typer.Option(
         help="What becomes of a face whose edit is refused, if its label is probably wrong: edit (it is kept), "
         "edit-or-relabel, edit-or-drop (default edit)."
