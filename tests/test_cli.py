@@ -81,6 +81,9 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--bins", "5"], "data.bins"),
         (["--link", "soft"], "data.link"),
         (["--policy", "drop"], "'edit-or-relabel', 'edit-or-drop'"),
+        (["--set", "repair.depth=0.8"], "repair.depth: 0.8 is a noise level beyond"),
+        (["--set", "autoencoder.max_depth=0.2"], "autoencoder.max_depth (0.2)"),
+        (["--set", "repair.diffusion_steps=900"], "the largest possible number is 266"),
         (["--split", "part"], "no column 'part' for --split"),
     ],
 )

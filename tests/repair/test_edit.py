@@ -11,9 +11,11 @@ from torch import Tensor
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.invert import decode
+from diffinf.errors import UserError
 from diffinf.repair.edit import (
     Edited,
     _finish,
+    check_noise_levels,
     decode_edit,
     guided,
     keep_unchanged,
@@ -40,6 +42,30 @@ def apart(autoencoder: DiffusionAutoencoder) -> Inverted:
 @pytest.fixture(scope="module")
 def moved(apart: Inverted) -> Tensor:
     return apart.code + torch.randn(apart.code.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth": 0.61}, r"repair\.depth: 0\.61 .*autoencoder\.max_depth \(0\.6\)"),
+        ({"finish_depth": 0.7}, r"repair\.finish_depth: 0\.7 .*autoencoder\.max_depth \(0\.6\)"),
+        ({"diffusion_steps": 334}, r"repair\.diffusion_steps: 334 .*largest possible number is 333"),
+        ({"inversion_steps": 400}, r"repair\.inversion_steps: 400 .*largest possible number is 333"),
+        ({"finish_steps": 67, "finish_depth": 0.1}, r"repair\.finish_steps: 67 .*number is 66"),
+        ({"depth": 0.001}, r"repair\.diffusion_steps: 3 .*number is 0"),
+    ],
+)
+def test_noise_levels_that_are_not_there_are_refused(
+    autoencoder: DiffusionAutoencoder, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        check_noise_levels(settings(**changes), 0.6, autoencoder.most_steps)
+    fitting = {"diffusion_steps": 333, "finish_steps": 200, "finish_depth": 0.3}
+    check_noise_levels(settings(**fitting), 0.6, autoencoder.most_steps)
+    # What is let through can be done.
+    autoencoder.invert_latents(
+        torch.zeros(1, 16, 4, 4), lambda noisy, t: torch.zeros_like(noisy), steps=333, depth=0.5
+    )
 
 
 def test_guidance_extrapolates_from_the_negative_past_the_positive() -> None:

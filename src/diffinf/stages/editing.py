@@ -18,7 +18,7 @@ from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.diffae.autoencoder import DiffAE
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
-from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.edit import check_noise_levels, decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.run import Run, read_table
@@ -136,6 +136,7 @@ def check_edit(
 ) -> _Task:
     """Check and read all that `edit_images` was given, before the work; errors as there."""
     editor = _editor(Path(model), device)
+    check_noise_levels(editor.repair, editor.model.max_depth, editor.model.most_steps)
     chosen = sorted(set(editor.repair.strengths if strengths is None else strengths))
     for name, value in (("--to", to), ("--from", shown)):
         if value is not None and value not in editor.class_names:
