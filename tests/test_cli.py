@@ -96,6 +96,25 @@ def test_wrong_options(
     assert not (tmp_path / "run" / "classifier").exists()
 
 
+def test_threads_are_limited_here_and_in_other_processes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    before = torch.get_num_threads()
+    try:
+        refused(capsys, "--threads", 3, "report", tmp_path)
+        assert torch.get_num_threads() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
+        code = "import torch; print(torch.get_num_threads())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "3\n"
+    finally:
+        torch.set_num_threads(before)
+    assert "0" in refused(capsys, "--threads", 0, "report", tmp_path)
+
+
 def test_commands_are_listed_as_a_user_meets_them() -> None:
     group: Any = typer.main.get_command(app)
     names = group.list_commands(None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,14 +157,30 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _use_threads(count: int) -> None:
+    """Limit the threads of PyTorch and numpy, here and in processes that are started from here."""
+    os.environ.update(
+        dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
+    )
+    if "torch" in sys.modules:  # it reads the environment when it is imported
+        import torch
+
+        torch.set_num_threads(count)
+
+
 @app.callback()
 def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of PyTorch (default: as PyTorch has it, one a core).")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Repair face-attribute datasets: find the faces that disagree with their label, and edit the image."""
+    if threads is not None:
+        _use_threads(threads)
     if quiet:
         from diffinf.progress import set_quiet
 
