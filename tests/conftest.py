@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 
 from diffinf import progress
 from faces import png
+
+# Before torch is imported, and for processes that tests start: on tiny networks more threads are no faster, and where
+# others use the machine too they wait for each other, several times as long as the work takes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 import diffinf
-from diffinf.cli import main
+from diffinf.cli import app, main
 from diffinf.cli.settings import run_settings
 from diffinf.config import make_config
 from diffinf.run import Run
@@ -78,7 +80,10 @@ def test_missing_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         (["--bins", "13,0"], "data.bins"),
         (["--bins", "5"], "data.bins"),
         (["--link", "soft"], "data.link"),
-        (["--policy", "drop"], "repair.policy"),
+        (["--policy", "drop"], "'edit-or-relabel', 'edit-or-drop'"),
+        (["--set", "repair.depth=0.8"], "repair.depth: 0.8 is a noise level beyond"),
+        (["--set", "autoencoder.max_depth=0.2"], "autoencoder.max_depth (0.2)"),
+        (["--set", "repair.diffusion_steps=900"], "the largest possible number is 266"),
         (["--split", "part"], "no column 'part' for --split"),
     ],
 )
@@ -89,6 +94,33 @@ def test_wrong_options(
     said = refused(capsys, "train", faces, "--out", tmp_path / "run", *options)
     assert message in said
     assert not (tmp_path / "run" / "classifier").exists()
+
+
+def test_threads_are_limited_here_and_in_other_processes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    before = torch.get_num_threads()
+    try:
+        refused(capsys, "--threads", 3, "report", tmp_path)
+        assert torch.get_num_threads() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
+        code = "import torch; print(torch.get_num_threads())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "3\n"
+    finally:
+        torch.set_num_threads(before)
+    assert "0" in refused(capsys, "--threads", 0, "report", tmp_path)
+
+
+def test_commands_are_listed_as_a_user_meets_them() -> None:
+    group: Any = typer.main.get_command(app)
+    names = group.list_commands(None)
+    met = ("inspect", "run", "train", "score", "repair", "compare", "report", "restore", "edit", "evaluate")
+    places = [names.index(name) for name in met]
+    assert places == sorted(places) and len(names) == len(set(names)) > len(met)
 
 
 def test_bad_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

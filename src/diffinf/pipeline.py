@@ -30,8 +30,10 @@ from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
 from diffinf.diffusion.diffae.autoencoder import is_imported
+from diffinf.diffusion.invert import default_scheduler, most_steps
 from diffinf.errors import UserError
 from diffinf.influence.self_influence import self_influence
+from diffinf.repair.edit import check_noise_levels
 from diffinf.run import (
     GROUP,
     Run,
@@ -73,6 +75,12 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     """
     if config.influence.flags is not None and not config.influence.flags.is_file():
         raise UserError(f"influence.flags: {config.influence.flags}: no such file; expected ids to repair")
+    if (
+        config.autoencoder.weights is None
+    ):  # rather now than after hours; of given weights their stage knows more
+        check_noise_levels(
+            config.repair, config.autoencoder.max_depth, partial(most_steps, default_scheduler())
+        )
     dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     path = out or default_directory(config)
     team = Team()

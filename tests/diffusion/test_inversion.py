@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffinf.diffusion.invert import check_scheduler, decode, default_scheduler, invert, timestep_grid
+from diffinf.diffusion.invert import (
+    check_scheduler,
+    decode,
+    default_scheduler,
+    invert,
+    most_steps,
+    timestep_grid,
+)
 from diffinf.errors import UserError
 from diffusion.schedulers import ddim, dpm
 
@@ -346,7 +353,7 @@ def test_schedulers_whose_way_cannot_be_undone_are_refused(scheduler: Any, words
 
 @pytest.mark.parametrize("scheduler", [DEFAULT, dpm()], ids=["default", "dpm"])
 def test_a_step_needs_a_level_above_the_clean_image(scheduler: Any) -> None:
-    with pytest.raises(UserError, match="choose fewer steps"):
+    with pytest.raises(UserError, match="choose fewer steps, at most 2"):
         invert(scheduler, torch.zeros(1, 3, 1, 1), curved_v, steps=4, depth=0.004)
     assert invert(scheduler, torch.zeros(1, 3, 1, 1), curved_v, steps=4, depth=0.008).isfinite().all()
 
@@ -360,6 +367,18 @@ def test_the_grid_is_ascending_even_and_ends_at_the_depth(timesteps: int, share:
     assert grid[-1] == max(steps, round(depth * timesteps)) - 1 < timesteps
     gaps = [later - earlier for earlier, later in pairwise([-1, *grid])]
     assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(timesteps=st.integers(2, 60), depth=st.floats(0, 1, exclude_min=True))
+def test_the_most_steps_are_those_that_the_grid_has_room_for(timesteps: int, depth: float) -> None:
+    def has_room(steps: int) -> bool:
+        grid = timestep_grid(timesteps, steps, depth)
+        return grid[0] > 0 and grid[-1] < round(depth * timesteps)
+
+    most = most_steps(default_scheduler(timesteps), depth)
+    assert most == max((steps for steps in range(1, timesteps + 1) if has_room(steps)), default=0)
+    assert most_steps(DDIM, depth) == round(depth * TIMESTEPS)
 
 
 def test_more_steps_than_noise_levels_are_refused_or_bounded() -> None:

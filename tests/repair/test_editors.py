@@ -16,7 +16,7 @@ from diffinf.errors import UserError
 from diffinf.repair.editors import EDITORS, LINEAR_STEP, Editor, Inverted, Plan, Wish
 
 B, D, K = 3, 6, 4
-STRENGTHS = pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
+STRENGTHS = pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 1.0, 2.0])
 READS_LABELS = pytest.mark.parametrize("reads_labels", [True, False])
 CONFIG = RepairConfig(guidance=1.5, guide_scale=0.2, fresh_noise=0.4)
 
@@ -59,6 +59,12 @@ def context(code: Tensor, shares: Tensor) -> Tensor:
     return torch.cat([code, shares], dim=1)
 
 
+def heard(strength: float) -> Tensor:
+    """What the positive context says is shown: the label, from half the strength on."""
+    share = min(2 * strength, 1.0)
+    return (1 - share) * WISH.shown + share * ASSIGNED
+
+
 def moved(share: float) -> Tensor:
     return (1 - share) * PARTS.code + share * WISH.code
 
@@ -81,12 +87,12 @@ def test_contexts_lead_from_what_is_shown_to_the_label(strength: float, reads_la
     found = plan("contexts", strength, reads_labels=reads_labels)
     share = min(strength, 1.0)
     assert found.noisy is PARTS.noisy and found.guide == 0
-    torch.testing.assert_close(found.positive, context(moved(share), ASSIGNED))
+    torch.testing.assert_close(found.positive, context(moved(share), heard(strength)))
     # The labels alone tell the contexts apart, unless the denoiser does not hear them: then the codes do.
     away = moved(share) if reads_labels else PARTS.code
     torch.testing.assert_close(found.negative, context(away, WISH.shown))
     # (1 + w)·positive - w·negative: at 0 the negative alone, at 1 the guidance of the settings.
-    assert found.scale == pytest.approx({0.0: -1.0, 0.5: 0.25, 1.0: 1.5, 2.0: 1.5}[strength])
+    assert found.scale == pytest.approx({0.0: -1.0, 0.25: -0.375, 0.5: 0.25}.get(strength, 1.5))
 
 
 @READS_LABELS
@@ -101,7 +107,8 @@ def test_guided_is_contexts_with_a_guide_that_goes_on_growing(strength: float, r
 @STRENGTHS
 def test_guide_hears_the_assigned_label_alone(strength: float) -> None:
     found = plan("guide", strength)
-    torch.testing.assert_close(found.positive, context(moved(min(strength, 1.0)), ASSIGNED))
+    expected = context(moved(min(strength, 1.0)), heard(strength))
+    torch.testing.assert_close(found.positive, expected)
     assert found.scale == 0 and found.guide == pytest.approx(0.2 * strength)
     assert found.noisy is PARTS.noisy
 

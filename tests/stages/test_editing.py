@@ -104,6 +104,7 @@ def test_what_is_refused(tmp_path: Path, run: Run, folder: Path) -> None:
         ("text.png", "not a readable image"),
         ("cut.png", "cut.png"),
         ("none.png", "no such file"),
+        (".", r"is a folder; expected picture files, such as .*\*\.png"),
     ):
         with pytest.raises(UserError, match=message):
             edit_images([path, tmp_path / name], "smile", run.path, device="cpu")
@@ -142,6 +143,14 @@ def test_the_strip_and_each_edit_beside_it(tmp_path: Path, run: Run) -> None:
             assert np.array_equal(pixels, edit.edited[after["strength"]][0].numpy())
 
 
+def test_pictures_of_one_name_keep_their_edits_apart(tmp_path: Path, run: Run) -> None:
+    paths = [face(tmp_path / name, 16, 16) for name in ("a/face.png", "b/face.png", "1-face.png")]
+    edits = edit_images(paths, "smile", run.path, strengths=[1.0], device="cpu")
+    found = write_strip(edits, tmp_path / "out" / "strip.png", save_all=True)
+    saved = {after["image"] for row in found["pictures"] for after in row["after"]}
+    assert len(saved) == 3 == len(list((tmp_path / "out").glob("strip-*.png")))
+
+
 def test_no_file_is_overwritten_unasked_and_a_picture_never(tmp_path: Path, run: Run) -> None:
     path = face(tmp_path / "face.png", 16, 16)
     edits, before = edit_images([path], "smile", run.path, device="cpu"), path.read_bytes()
@@ -167,6 +176,8 @@ def test_the_command(tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str
     )
     assert [after["strength"] for after in row["after"]] == [0.5, 1.0] and row["from"] == "calm"
     assert called(*shared) == 2 and "exists already" in capsys.readouterr().err
+    wrong = [word if word != "smile" else "angry" for word in shared]
+    assert called(*wrong) == 2 and "--to angry: no such class" in capsys.readouterr().err
     assert called(*shared, "--overwrite") == 0
     said = capsys.readouterr().out
     assert "20 x 30, cropped to the centred square and resized to 16 x 16" in said

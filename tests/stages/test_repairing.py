@@ -35,10 +35,16 @@ def shares_of(seed: int) -> Tensor:
 def repair(tmp_path: Path) -> Repair:
     """A repair of six pictures in three classes, three of them flagged; nothing was trained."""
     made: Any = object.__new__(Repair)
-    config = RunConfig(dataset="faces")
+    config = RunConfig(dataset="faces", repair={"trusted_minimum": 2})
     made.workspace = SimpleNamespace(
-        seed=5, ids=np.array([f"id{n}" for n in range(N)]), spec="spec", identities=None, config=config
+        seed=5,
+        ids=np.array([f"id{n}" for n in range(N)]),
+        spec="spec",
+        identities=None,
+        config=config,
+        dataset=SimpleNamespace(class_names=("a", "b", "c")),
     )
+    made.trust = torch.ones(N)
     made.config, made.scratch, made.device = config.repair, tmp_path, torch.device("cpu")
     made.labels, made.rows = torch.arange(N) % K, ROWS
     made.images = torch.arange(N).byte()[:, None, None, None].expand(N, 1, 2, 2).clone()
@@ -86,6 +92,26 @@ def test_a_second_look_knows_the_edits_and_reads_the_originals(
     torch.testing.assert_close(fit, ((first + second) / 2).gather(1, own)[:, 0])
 
 
+def test_an_edit_of_an_unreliable_class_is_none_that_a_second_look_knows(
+    repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[str, Any] = {}
+
+    def cross_fit(images: Tensor, *_: Any, **settings: Any) -> CrossFit:
+        trained.update(images=images, **settings)
+        nothing = torch.zeros(N, K)
+        return CrossFit(torch.zeros(N, dtype=torch.long), nothing, nothing, nothing, settings["directory"])
+
+    monkeypatch.setattr(repairing, "cross_fit", cross_fit)
+    monkeypatch.setattr(repairing, "out_of_fold_logits", lambda *_, **__: torch.zeros(3, K))
+    repair.trust[1] = 0.1  # of the second class, one trusted sample is left
+    repair.fit(100 + repair.images[ROWS], torch.tensor([True, True, True]))
+    expected = repair.images.clone()
+    expected[3] += 100
+    assert torch.equal(trained["images"], expected), "rows 1 and 4 are of the second class"
+    assert torch.equal(trained["targets"][[1, 4]], repair.shares[[1, 4]])
+
+
 def test_judges_see_originals_and_round_trips_and_learn_shares(
     repair: Repair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -102,8 +128,6 @@ def test_judges_see_originals_and_round_trips_and_learn_shares(
 
 
 def test_a_class_is_reliable_from_the_least_number_of_trusted_samples_on(repair: Repair) -> None:
-    repair.workspace.dataset = SimpleNamespace(class_names=("a", "b", "c"))  # type: ignore[misc]
-    repair.config = repair.config.model_copy(update={"trusted_minimum": 2})
     repair.trust = torch.tensor([0.9, 0.5, 0.1, 0.6, 0.4, 0.9])
     assert repair.unreliable().tolist() == [False, True, True]
 

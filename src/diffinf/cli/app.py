@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from diffinf import __version__
+from diffinf.config import Policy as PolicyName
+
+# As a user meets them; what is not named here comes last.
+_ORDER = (
+    *("demo", "inspect", "run", "train", "score", "train-autoencoder", "repair", "compare", "report"),
+    *("detect", "restore", "edit", "predict", "evaluate", "export", "import-diffae", "render"),
+)
+
+
+class _InOrder(TyperGroup):
+    """Lists the commands in the order of use, not of the files that define them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+
 
 app = typer.Typer(
     name="diffinf",
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -102,7 +122,7 @@ Flags = Annotated[
     typer.Option(help="Ids to repair, found elsewhere: text, CSV or Parquet.", rich_help_panel=DATA_PANEL),
 ]
 Policy = Annotated[
-    str | None,
+    PolicyName | None,
     typer.Option(
         help="What becomes of a face whose edit is refused, if its label is probably wrong: edit (it is kept), "
         "edit-or-relabel, edit-or-drop (default edit)."
@@ -137,14 +157,30 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _use_threads(count: int) -> None:
+    """Limit the threads of PyTorch and numpy, here and in processes that are started from here."""
+    os.environ.update(
+        dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
+    )
+    if "torch" in sys.modules:  # it reads the environment when it is imported
+        import torch
+
+        torch.set_num_threads(count)
+
+
 @app.callback()
 def _options(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of PyTorch (default: as PyTorch has it, one a core).")
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Repair face-attribute datasets: find the faces that disagree with their label, and edit the image."""
+    if threads is not None:
+        _use_threads(threads)
     if quiet:
         from diffinf.progress import set_quiet
 

@@ -58,12 +58,12 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Edit pictures of your own: original, round trip and rising strengths side by side. No gate judges the result."""
-    from diffinf.stages.editing import edit_images
+    from diffinf.stages.editing import check_edit, make_edits
     from diffinf.stages.strips import check_free, write_strip
 
+    task = check_edit(images, to, model, strengths=strength, shown=from_, device=device or "auto")
     check_free(out, overwrite)  # before the work
-    edits = edit_images(images, to, model, strengths=strength, shown=from_, device=device or "auto")
-    found = write_strip(edits, out, save_all=save_all, overwrite=overwrite)
+    found = write_strip(make_edits(task), out, save_all=save_all, overwrite=overwrite)
     if as_json:
         print(json.dumps(found, indent=2))
         return

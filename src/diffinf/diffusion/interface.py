@@ -18,10 +18,12 @@ class Autoencoder(Protocol):
         reads_labels: whether the denoiser hears labels beside the code. Where it does, the negative context of an
             edit is the label that the image shows; where it does not, it is the code of the image as it is.
         encode_batch: images whose codes are computed at once.
+        max_depth: highest noise level that the denoiser was trained on, in (0, 1].
     """
 
     reads_labels: bool
     encode_batch: int
+    max_depth: float
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +67,9 @@ class Autoencoder(Protocol):
 
     def signal(self, steps: int, depth: float) -> float:
         """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
+
+    def most_steps(self, depth: float) -> int:
+        """Return how many steps an inversion or a decode to `depth` can take."""
 
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return what normalised codes (B, D) say.

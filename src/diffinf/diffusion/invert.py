@@ -97,6 +97,13 @@ def timestep_grid(timesteps: int, steps: int, depth: float) -> list[int]:
     return [round((index + 1) * (last + 1) / steps) - 1 for index in range(steps)]
 
 
+def most_steps(scheduler: Any, depth: float) -> int:
+    """Return how many steps `invert` and `decode` can take to a `depth` in (0, 1]; 0: not even one."""
+    levels = round(depth * len(scheduler.alphas_cumprod))
+    # The grid rounds: with more than two steps to three levels, its first is timestep 0 (see `_Respaced`).
+    return levels if isinstance(scheduler, DDIMScheduler) else 2 * levels // 3
+
+
 def _rebuilt(kind: type[Any], settings: dict[str, Any]) -> Any:
     """Make a scheduler of those settings that it has.
 
@@ -128,7 +135,8 @@ class _Respaced:
             if levels[0] == 0:
                 raise UserError(
                     f"steps: {steps} to depth {depth} are as fine as the noise levels, and "
-                    f"{type(scheduler).__name__} takes timestep 0 for the clean image; choose fewer steps"
+                    f"{type(scheduler).__name__} takes timestep 0 for the clean image; choose fewer steps, "
+                    f"at most {most_steps(scheduler, depth)}"
                 )
             levels = [0, *levels]
             settings |= {

@@ -10,7 +10,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from diffinf.diffusion.first_stage import FirstStage
-from diffinf.diffusion.invert import Correction, Prediction, check_scheduler, decode, invert, timestep_grid
+from diffinf.diffusion.invert import (
+    Correction,
+    Prediction,
+    check_scheduler,
+    decode,
+    invert,
+    most_steps,
+    timestep_grid,
+)
 from diffinf.diffusion.networks import CodeStatistics, Denoiser, Guide, SemanticEncoder
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.diffusion.spec import AutoencoderSpec
@@ -240,6 +248,10 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
     def signal(self, steps: int, depth: float) -> float:
         """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
         return float(self.alphas_cumprod[timestep_grid(len(self.alphas_cumprod), steps, depth)[-1]])
+
+    def most_steps(self, depth: float) -> int:
+        """Return how many steps an inversion or a decode to `depth` can take."""
+        return most_steps(self.scheduler, depth)
 
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attribute's logits (B, K) and identity vectors (B, I) of normalised codes (B, D)."""

@@ -8,6 +8,7 @@ and away from what the image appears to show, v = (1 + w)·v(c+) - w·v(c-), the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,36 @@ class Edited:
 
     images: Tensor
     drawn: Tensor
+
+
+def check_noise_levels(config: RepairConfig, max_depth: float, most_steps: Callable[[float], int]) -> None:
+    """Check that an autoencoder has the noise levels that a repair is to visit.
+
+    Args:
+        config: settings.
+        max_depth: highest noise level that its denoiser was trained on.
+        most_steps: how many steps an inversion or a decode to a depth can take.
+
+    Raises:
+        UserError: a depth is beyond what was trained, or the steps are finer than the noise levels.
+    """
+    for name, depth in (("depth", config.depth), ("finish_depth", config.finish_depth)):
+        if depth > max_depth:
+            raise UserError(
+                f"repair.{name}: {depth} is a noise level beyond the deepest that the denoiser was trained on, "
+                f"autoencoder.max_depth ({max_depth}); lower repair.{name}, or train an autoencoder with a greater "
+                "autoencoder.max_depth"
+            )
+    for name, steps, depth in (
+        ("diffusion_steps", config.diffusion_steps, config.depth),
+        ("inversion_steps", config.inversion_steps or config.diffusion_steps, config.depth),
+        ("finish_steps", config.finish_steps, config.finish_depth),
+    ):
+        if steps > (most := most_steps(depth)):
+            raise UserError(
+                f"repair.{name}: {steps} steps to depth {depth} are finer than the noise levels; the largest "
+                f"possible number is {most}"
+            )
 
 
 @torch.no_grad()

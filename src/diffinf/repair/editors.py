@@ -17,6 +17,8 @@ from diffinf.config import EditorName, RepairConfig
 from diffinf.diffusion.interface import Autoencoder
 from diffinf.training.loop import step_generator
 
+# The strength from which on the label's context is heard in full; below it, the edit fades into the round trip.
+HEARD = 0.5
 # How far a linear edit goes at strength 1, in units of a normalised code's expected norm (arXiv 2111.15640).
 LINEAR_STEP = 0.3
 
@@ -92,14 +94,15 @@ Editor = Callable[[Autoencoder, Inverted, Wish, float, RepairConfig], Plan]
 def contexts(model: Autoencoder, parts: Inverted, wish: Wish, strength: float, config: RepairConfig) -> Plan:
     """Decode towards the assigned label and away from the shown one: the rule of arXiv 2508.09661 put to work.
 
-    Up to 1, the strength is how far the code goes and how far apart the contexts are.
+    Up to 1, the strength is how far the code goes and how far apart the contexts are; at 0 both are what the image is.
     """
     share = min(strength, 1.0)
+    label = torch.lerp(wish.shown, wish.assigned, min(strength / HEARD, 1.0))
     moved = torch.lerp(parts.code, wish.code, share)
     away = moved if model.reads_labels else parts.code
     return Plan(
         noisy=parts.noisy,
-        positive=model.context(moved, wish.assigned),
+        positive=model.context(moved, label),
         negative=model.context(away, wish.shown),
         scale=share * (1 + config.guidance) - 1,  # at strength 0 the negative context alone is left
     )

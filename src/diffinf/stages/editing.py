@@ -18,7 +18,7 @@ from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.diffae.autoencoder import DiffAE
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
-from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
+from diffinf.repair.edit import check_noise_levels, decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.run import Run, read_table
@@ -110,7 +110,33 @@ def edit_images(
         UserError: a file is no readable picture, there is no such class, a strength is not positive, or `model` holds
             no autoencoder.
     """
+    return make_edits(check_edit(images, to, model, strengths=strengths, shown=shown, device=device))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Pictures that can be edited as was asked: `files` are paths and (width, height), `pixels` uint8 (N, C, S, S)."""
+
+    editor: _Editor
+    files: list[tuple[Path, tuple[int, int]]]
+    pixels: Tensor
+    to: str
+    shown: str | None
+    strengths: list[float]
+
+
+def check_edit(
+    images: Sequence[Path | str],
+    to: str,
+    model: Path | str,
+    *,
+    strengths: Sequence[float] | None,
+    shown: str | None,
+    device: str,
+) -> _Task:
+    """Check and read all that `edit_images` was given, before the work; errors as there."""
     editor = _editor(Path(model), device)
+    check_noise_levels(editor.repair, editor.model.max_depth, editor.model.most_steps)
     chosen = sorted(set(editor.repair.strengths if strengths is None else strengths))
     for name, value in (("--to", to), ("--from", shown)):
         if value is not None and value not in editor.class_names:
@@ -123,13 +149,18 @@ def edit_images(
     pixels = torch.from_numpy(
         np.stack([square(p, size=editor.image_size, channels=editor.channels) for p in pictures])
     )
-    found = []
-    for start in range(0, len(pixels), editor.repair.batch_size):
-        part = slice(start, start + editor.repair.batch_size)
-        files = [
-            (Path(path), picture.size) for path, picture in zip(images[part], pictures[part], strict=True)
-        ]
-        found += _edit_batch(editor, files, pixels[part], to, shown, chosen)
+    files = [(Path(path), picture.size) for path, picture in zip(images, pictures, strict=True)]
+    return _Task(editor, files, pixels, to, shown, chosen)
+
+
+def make_edits(task: _Task) -> list[PictureEdit]:
+    """Edit what `check_edit` found to be in order."""
+    found, size = [], task.editor.repair.batch_size
+    for start in range(0, len(task.pixels), size):
+        part = slice(start, start + size)
+        found += _edit_batch(
+            task.editor, task.files[part], task.pixels[part], task.to, task.shown, task.strengths
+        )
     return found
 
 

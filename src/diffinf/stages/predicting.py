@@ -18,6 +18,8 @@ from diffinf.stages.workspace import resolve_device
 
 def read_picture(path: Path, settings: DataConfig) -> Image.Image:
     """Decode a picture file, grey or RGB and upright; UserError when it is none, or larger than the settings allow."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected picture files, such as {path / '*.png'}")
     try:
         if not path.is_file():  # a pipe or a device would block or never end
             raise UserError(f"{path}: not a readable image (no such file); expected a picture file")

@@ -23,6 +23,7 @@ from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
 from diffinf.repair.attempts import REASONS
 from diffinf.repair.batches import forget_models, run_batches
+from diffinf.repair.edit import check_noise_levels
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, MovedCodes, optimise_codes
 from diffinf.repair.surrogate import Surrogate, train_surrogate
@@ -47,6 +48,7 @@ class Repair:
         self.rows = torch.nonzero(self.flagged)[:, 0]  # (M,) of the training samples
         self.labels, self.images = workspace.labels, workspace.images
         self.model = load_autoencoder(self.run.autoencoder, self.device)
+        check_noise_levels(self.config, self.model.max_depth, self.model.most_steps)
         self.crossfit = load_crossfit(self.run.crossfit)
         self.shares = workspace.class_shares()  # (N, K)
         # What the image appears to show instead of its label: the negative context of the edit.
@@ -129,8 +131,9 @@ class Repair:
 
         Args:
             edited: uint8 (M, C, H, W), the last attempts.
-            accepted: bool (M,), those that passed the gate.
+            accepted: bool (M,), those that passed the gate; of a class that is not edited they count as refused.
         """
+        accepted = accepted & ~self.unreliable()[self.labels[self.rows]]
         repaired, shares = self.images.clone(), self.shares.clone()
         changed = self.rows[accepted]
         repaired[changed] = edited[accepted]

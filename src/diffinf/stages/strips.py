@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,11 +62,9 @@ def write_strip(
     Raises:
         UserError: a file is there already and `overwrite` is not set, or it is one of the pictures.
     """
-    shared = Counter(edit.path.stem for edit in edits)
-    names = [
-        edit.path.stem if shared[edit.path.stem] == 1 else f"{number}-{edit.path.stem}"
-        for number, edit in enumerate(edits, 1)
-    ]
+    names = [edit.path.stem for edit in edits]
+    if len(set(names)) < len(names):
+        names = [f"{number}-{name}" for number, name in enumerate(names, 1)]
     files = {
         (number, strength): out.with_name(f"{out.stem}-{name}-{strength:g}.png")
         for number, (name, edit) in enumerate(zip(names, edits, strict=True))

@@ -46,6 +46,7 @@ class DiffAE(nn.Module):
 
     reads_labels = False
     encode_batch = 16
+    max_depth = 1.0
 
     def __init__(self, config: DiffAEConfig, network: DiffAENetwork | None = None) -> None:
         """Put a network and its surroundings together; without one, an untrained network is built."""
@@ -135,6 +136,10 @@ class DiffAE(nn.Module):
     def signal(self, steps: int, depth: float) -> float:
         """Return the share of the variance that is signal where a decode of `steps` steps from `depth` starts."""
         return float(self.alphas_cumprod[spaced_timesteps(self.config.timesteps, steps, depth)[-1]])
+
+    def most_steps(self, depth: float) -> int:
+        """Return how many steps an inversion or a decode to `depth` can take."""
+        return round(depth * self.config.timesteps)
 
     def read_code(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the attribute's logits (B, K) and identity vectors (B, D) of normalised codes (B, D).
