@@ -13,7 +13,7 @@ from diffinf.compare import runner
 from diffinf.compare.runner import run_arms
 from diffinf.config import ClassifierConfig, CompareConfig
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_class_names, read_table
+from diffinf.run import load_tensors, read_class_names, read_json, read_table
 from diffinf.training.loop import DivergedError
 
 SPEC = ClassifierSpec("small_cnn", num_classes=2, in_channels=1, image_size=32, class_names=("top", "bottom"))
@@ -81,6 +81,15 @@ def test_table_predictions_and_final_model(tmp_path: Path) -> None:
     assert spec == SPEC
     assert torch.equal(predict(model, options["images_test"], device="cpu")[1], logits)
     assert not (tmp_path / "compare" / ".work").exists()
+
+
+def test_records_count_the_labels_that_were_trained_on(tmp_path: Path) -> None:
+    options = arguments(tmp_path, ["baseline", "filter"])
+    run_arms(**options)
+    labels, flagged = options["labels_train"], torch.from_numpy(options["flagged"])
+    for arm, trained_on in (("baseline", labels), ("filter", labels[~flagged])):
+        record = read_json(tmp_path / "compare" / "predictions" / f"{arm}-0.json")
+        assert record["label_counts"] == torch.bincount(trained_on).tolist()
 
 
 def test_arms_of_a_seed_start_alike_and_equal_material_gives_equal_results(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def run_arms(
         config: its training; `config.checkpoint` is not used.
         compare: arms and seeds.
         seed: the trainings' seeds are seed, seed + 1, ...
-        directory: gets predictions/{arm}-{seed}.safetensors with "logits" (T, K), and test.safetensors with
-            "labels" (T,).
+        directory: gets predictions/{arm}-{seed}.safetensors with "logits" (T, K), the record {arm}-{seed}.json
+            with "label_counts" (K,), the samples trained on by label, and test.safetensors with "labels" (T,).
         device: where to train; one after the other on anything but a CPU.
         workers: processes at once on a CPU; None: `compare.workers`, else one a core.
         roundtrip_images: sample -> its unedited reconstruction (arm roundtrip).
@@ -204,6 +204,8 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
         predictions.unlink(missing_ok=True)
     samples = len(material[f"rows-{name}"])
     record = {"key": job["key"], "n_train": samples, "seconds": round(seconds, 3), "diverged": failure}
+    labels, weights = material[f"labels-{name}"], material.get(f"weights-{name}")
+    record["label_counts"] = torch.bincount(labels, weights, minlength=spec.num_classes).tolist()
     write_json(_record_path(directory, job["arm"], job["seed"]), record)
     shutil.rmtree(work, ignore_errors=True)
     return record
