@@ -9,12 +9,12 @@ from typing import NamedTuple
 # Arms that say what is trained on, and arms that say how.
 DATA_ARMS = (
     "baseline",
-    "cleanlab",
     "filter",
     "down-weight",
     "relabel",
     "resample",
     "roundtrip",
+    "cleanlab",
     "diffinf",
     "diffinf-paper",
     "diffinf-edit-or-relabel",
