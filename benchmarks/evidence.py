@@ -22,13 +22,13 @@ from typing import Any
 
 from rich.console import Console
 
-from diffinf.config import RunConfig, apply_overrides
+from diffinf.config import ROBUST_ARMS, RunConfig, apply_overrides, split_arm
 from diffinf.errors import UserError
 from diffinf.pipeline import execute
 from diffinf.run import Run, file_sha256, read_json, write_json
 from diffinf.stages.workspace import default_preset, resolve_device
 from evidence_material import check_apart, workspace_of
-from evidence_results import ROBUST, choose, results
+from evidence_results import choose, results
 from evidence_show import draw_arms, show
 from evidence_studies import STUDIES, run_study, show_study
 from evidence_training import GRID, KNOBS_FILE, Budget, best_knobs, read_knobs, train_arms, tune
@@ -50,7 +50,7 @@ ARMS = (
 )
 ALL_ARMS = (
     "baseline",
-    *ROBUST,
+    *ROBUST_ARMS,
     "cleanlab",
     "filter",
     "down-weight",
@@ -180,7 +180,13 @@ def _data(options: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
 
 
 def _names(text: str) -> list[str]:
-    return list(ALL_ARMS) if text == "all" else text.split(",")
+    names = list(dict.fromkeys(ALL_ARMS if text == "all" else text.split(",")))
+    for name in names:
+        try:
+            split_arm(name if name != WITH_BEST else "diffinf")
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+    return names
 
 
 def _studies(text: str) -> list[str]:

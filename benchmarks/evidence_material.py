@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf.config import RunConfig
+from diffinf.config import RunConfig, split_arm
 from diffinf.data.dataset import open_dataset
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.tasks import CLASS_NAMES, Task, counterfactual
 from diffinf.errors import UserError
 from diffinf.influence.flag import flag
 from diffinf.pipeline import execute
-from diffinf.run import Run, load_tensors, read_table, write_text
+from diffinf.run import Run, load_tensors, read_json, read_table, write_text
 from diffinf.stages.workspace import Workspace
 from repair_run import rendered_factors
 
@@ -57,7 +57,7 @@ def read_material(workspace: Workspace, arms: Iterable[str]) -> dict[str, Any]:
     test, validation = dataset.rows("test"), dataset.rows("validation")
     if not len(test) or not len(validation):
         raise UserError(f"{workspace.config.dataset}: expected samples in the splits validation and test")
-    bases = {arm.partition("+")[0] for arm in arms}
+    bases = {split_arm(arm)[0] for arm in arms}
     found: dict[str, Any] = {
         "images_train": workspace.images,
         "labels_train": workspace.labels,
@@ -77,6 +77,7 @@ def read_material(workspace: Workspace, arms: Iterable[str]) -> dict[str, Any]:
         "spec": workspace.spec,
         "device": workspace.device,
         "seed": workspace.seed,
+        "noise_rate": read_json(run.flags)["estimated_noise"],
     }
     if "clean" in bases:
         found["truth"] = torch.from_numpy(_truth(workspace))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from diffinf.config import ROBUST_ARMS, split_arm
 from diffinf.evaluate.gain import balanced_accuracy, editing_gap_closed, holm, paired_difference
 from diffinf.evaluate.measures import adjusted_logits, arm_measures
 from diffinf.run import load_tensors, read_json
@@ -18,7 +19,6 @@ from diffinf.run import load_tensors, read_json
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-ROBUST = ("gce", "sce", "elr", "aldr-kl", "co-teaching", "sam")
 REFERENCES = ("clean", "true-flags", "oracle-edit")  # they know the truth
 CONFIRMATORY = ("baseline", "filter", "relabel", "resample")  # and the best robust loss
 CLAIMS = ("resample", "roundtrip")  # editing helps only if both are beaten
@@ -113,14 +113,14 @@ def choose(trained: Trained, classes: Sequence[int]) -> dict[str, Any]:
 
     return {
         "diffinf": best([arm for arm in scores if is_variant(arm)]),
-        "robust": best([arm for arm in scores if arm in ROBUST]),
+        "robust": best([arm for arm in scores if arm in ROBUST_ARMS]),
         "validation": scores,
     }
 
 
 def is_variant(arm: str) -> bool:
     """Whether an arm is diffinf in one of its variants."""
-    base = arm.partition("+")[0]
+    base = split_arm(arm)[0]
     return base.startswith("diffinf") and base != "diffinf-paper"
 
 
@@ -239,7 +239,7 @@ def costs(trained: Trained, timings: Mapping[str, float]) -> dict[str, dict[str,
     scoring, editing = (sum(timings.get(stage, 0.0) for stage in part) for part in (_SCORING, _EDITING))
     found = {}
     for arm, seconds in trained.seconds.items():
-        base, training = arm.partition("+")[0], float(np.median(seconds))
+        base, training = split_arm(arm)[0], float(np.median(seconds))
         before = scoring if base in _SCORED else scoring + editing if _is_edited(base) else 0.0
         found[arm] = {"training": training / unit, "whole": (training + before) / unit}
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from diffinf.compare.runner import run_arms
-from diffinf.config import ClassifierConfig, CompareConfig
+from diffinf.config import ClassifierConfig, CompareConfig, split_arm
 from diffinf.evaluate.gain import balanced_accuracy
 from diffinf.run import Run, load_tensors, read_json
 from diffinf.stages.workspace import Workspace
@@ -44,10 +43,9 @@ class Budget:
     workers: int | None = None
     knobs: Mapping[str, float] = field(default_factory=dict)
 
-    def compare(self, arms: Sequence[str], seeds: int | None = None, **changes: Any) -> CompareConfig:
+    def compare(self, arms: Sequence[str]) -> CompareConfig:
         """Settings of the comparison of `arms`."""
-        values = {"arms": list(arms), "seeds": seeds or self.seeds, "workers": self.workers}
-        return CompareConfig(**{**values, "knobs": dict(self.knobs), **changes})
+        return CompareConfig(arms=list(arms), seeds=self.seeds, workers=self.workers, knobs=dict(self.knobs))
 
 
 def train_arms(run: Run, arms: Sequence[str], budget: Budget, folder: Path) -> Trained:
@@ -57,7 +55,7 @@ def train_arms(run: Run, arms: Sequence[str], budget: Budget, folder: Path) -> T
     """
     workspace = workspace_of(run)
     material = read_material(workspace, arms)
-    bases = {arm.partition("+")[0] for arm in arms}
+    bases = {split_arm(arm)[0] for arm in arms}
     if "true-flags" in bases:
         edits = edits_under_flags(workspace, wrong_ids(workspace), folder / "true-flags")
         material["true_flag_edits"] = edits
@@ -88,7 +86,7 @@ def tune(
     for step in range(len(next(iter(GRID.values())))):
         knobs = {method: GRID[method][step] for method in methods}
         places = folder / "tune" / f"{step}"
-        compare = budget.compare(methods, seeds=1, knobs=knobs)
+        compare = replace(budget, seeds=1, knobs=knobs).compare(methods)
         table = run_arms(**material, config=budget.classifier, compare=compare, directory=places)
         for row in table.to_pylist():
             if not row["diverged"]:

@@ -284,7 +284,6 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeArms:
     labels = torch.arange(200) % CLASSES
     splits = {"labels_test": labels, "images_test": "test", "labels_validation": labels.flip(0)}
     monkeypatch.setattr(training, "run_arms", arms)
-    monkeypatch.setattr(training, "CompareConfig", SimpleNamespace)
     monkeypatch.setattr(training, "read_material", lambda *_: {**splits, "images_validation": "validation"})
     annotated = torch.arange(50) % CLASSES
     monkeypatch.setattr(training, "workspace_of", lambda run: workspace(labels=annotated))
@@ -359,6 +358,7 @@ def test_a_study_writes_figures_of_every_case(
     [
         ([], "one of the arguments --rendered --data is required"),
         (["--rendered", "--studies", "--study", "noise,weather"], "weather: no such study"),
+        (["--rendered", "--arms", "baseline,diffinf+luck"], "there is no arm 'diffinf+luck'"),
         (["--data", "x", "--studies"], "say --rendered"),
         (["--rendered", "--tune", "--studies"], "not allowed with argument"),
     ],
@@ -386,7 +386,6 @@ def test_the_whole_way_on_rendered_faces(
 
     arms = FakeArms(SKILLS)
     monkeypatch.setattr(training, "run_arms", arms)
-    monkeypatch.setattr(training, "CompareConfig", SimpleNamespace)
     render_dataset(tmp_path / "faces.parquet", n=120, size=32, identities=30, rate=0.3)
     loose = ("judge_margin=0", "spare=0", "roundtrip_limit=2", "influence_quantile=1", "identity=none")
     command = ["--rendered", "--out", str(tmp_path), "--preset", "tiny", "--set", "device=cpu"]
