@@ -15,55 +15,24 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from diffinf.config import RunConfig, make_config
-from diffinf.data.rendered.write import FILE_NAME, render_dataset
 from diffinf.errors import UserError
 from diffinf.pipeline import execute
-from diffinf.run import Run, atomic_path, file_sha256, read_json, stage_key, write_json
-from diffinf.stages.workspace import default_preset
-from fer_noise import hardware, prepare, shareable
+from diffinf.run import Run, atomic_path, read_json, stage_key, write_json
+from fer_noise import hardware, shareable
 from repair_parts import ablation, editors, steps
 from repair_quality import noise_free, quality
+from repair_run import dataset, settings
 from repair_tables import show
 from repair_trials import Flagged
 
 PARTS = ("quality", "editors", "ablation", "steps")
-FER_ROWS = 8000
 STEPS = "3,4,6,8,12,20,50"
-
-
-def dataset(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Render or prepare the dataset, unless it is there; the file, and what the report says of it."""
-    if options.rendered:
-        faces = options.out / FILE_NAME
-        if not faces.exists():
-            render_dataset(faces, preset="bench-1", seed=0)
-        return faces, {"rendered": "bench-1, seed 0", "sha256": file_sha256(faces)}
-    faces = options.out / "8k.parquet"
-    prepared = prepare(options.data, faces, FER_ROWS)
-    source = {"file": options.data.name, "sha256": file_sha256(options.data)}
-    return faces, {**source, "prepared_sha256": file_sha256(faces), **asdict(prepared)}
-
-
-def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
-    """The settings of the run: the preset's, with longer trainings, under what --set says."""
-    name = options.preset or default_preset()
-    values: dict[str, Any] = {"seed": 0, "data": {"id": "id", "split": "split"}}
-    if options.rendered:
-        values["data"]["identity"] = "identity"
-        values["autoencoder"] = {"weights": "rendered"}
-    elif name != "tiny":
-        values["autoencoder"] = {"steps": 3000, "guide_steps": 3000}
-    if name != "tiny":
-        values["classifier"] = {"steps": 1000 if options.rendered else 3000}
-    return make_config(str(faces.resolve()), preset_name=name, values=values, overrides=options.set)
 
 
 def measure(flagged: Flagged, options: argparse.Namespace) -> dict[str, Any]:

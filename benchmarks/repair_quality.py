@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf.data.rendered.factors import FACTORS, FaceFactors
+from diffinf.data.rendered.factors import FACTORS
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.tasks import counterfactual
 from diffinf.errors import UserError
@@ -35,6 +35,7 @@ from repair_measures import (
     share,
     spread,
 )
+from repair_run import rendered_factors
 from repair_trials import Flagged, own_roundtrips
 
 DLIB_IMAGES, DLIB_QUANTILE = 1000, 0.99
@@ -49,17 +50,9 @@ def accepted(flagged: Flagged) -> Bools:
     return np.array([row["status"] == "edited" for row in flagged.edits], dtype=np.bool_)
 
 
-def rendered_factors(flagged: Flagged) -> FaceFactors | None:
-    """The true factors of the training samples, (N,); None where the faces were not rendered."""
-    truth = flagged.workspace.dataset.truth()
-    if any(f"truth_{name}" not in truth for name in FACTORS):
-        return None
-    return FaceFactors(**{name: truth[f"truth_{name}"][flagged.workspace.rows] for name in FACTORS})
-
-
 def noise_free(flagged: Flagged) -> Tensor | None:
     """Pictures of the flagged samples without their sensor noise, uint8 (M, C, H, W), where they were rendered."""
-    factors = rendered_factors(flagged)
+    factors = rendered_factors(flagged.workspace)
     if factors is None:
         return None
     still = factors.take(flagged.rows).replace(noise=0)
@@ -243,7 +236,7 @@ def by_spare(
 
 def factor_drift(flagged: Flagged) -> dict[str, Any]:
     """How far accepted edits move the other factors, as a regressor trained on the truth reads them."""
-    factors, workspace = rendered_factors(flagged), flagged.workspace
+    factors, workspace = rendered_factors(flagged.workspace), flagged.workspace
     assert factors is not None, "called for rendered faces"
     names = [n for n, f in FACTORS.items() if f.group != "attribute" and n != "noise_seed"]
     groups = [FACTORS[name].group for name in names]

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffinf.compare.arms import ARMS, Material, training_set
+from diffinf.classify.methods import MethodSpec
+from diffinf.compare.arms import ARMS, Material, training_method, training_set
+from diffinf.config import DATA_ARMS, ROBUST_ARMS, CompareConfig
 from diffinf.errors import UserError
 
 CLASSES = 3
@@ -31,6 +35,9 @@ def materials(draw: st.DrawFn) -> Material:
         roundtrips={row: 2 * n + row for row in rows},
         oracle_edits={row: 3 * n + row for row in rows},
         truth=np.array(draw(integers)),
+        cleanlab_issues=~np.array([True] * 6 + draw(st.lists(st.booleans(), min_size=n - 6, max_size=n - 6))),
+        paper_edits={row: 4 * n + row for row in range(6, n, 2)},
+        true_flag_edits={row: 5 * n + row for row in range(6, n, 3)},
     )
 
 
@@ -73,8 +80,68 @@ def test_sizes_and_labels(material: Material, seed: int) -> None:
             expected = material.edited.get(row, row), material.relabelled.get(row, int(labels[row]))
             assert at[row] == expected
 
+    pruned = training_set("cleanlab", material, seed)
+    assert material.cleanlab_issues is not None
+    assert (pruned.rows == own[~material.cleanlab_issues]).all()
+    assert (pruned.labels == labels[pruned.rows]).all()
+
+    for name, offset, every in (("diffinf-paper", 4 * n, 2), ("true-flags", 5 * n, 3)):
+        edited = training_set(name, material, seed)
+        chosen = (own >= 6) & ((own - 6) % every == 0)
+        assert (edited.rows == own + offset * chosen).all() and (edited.labels == labels).all()
+
+    weighted = training_set("down-weight", replace(material, flagged_weight=0.25), seed)
+    assert (weighted.rows == own).all() and weighted.weights is not None
+    assert (weighted.weights == np.where(flagged, 0.25, 1.0)).all() and baseline.weights is None
+
     clean = training_set("clean", material, seed) if len(np.unique(material.truth)) > 1 else None
     assert clean is None or (clean.labels == material.truth).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(materials())
+def test_policies_of_what_was_not_edited(material: Material) -> None:
+    n, labels = len(material.labels), material.labels
+    refused = material.flagged & ~np.isin(np.arange(n), list(material.edited))
+    images = np.array([material.edited.get(row, row) for row in range(n)])
+
+    relabelled = training_set("diffinf-edit-or-relabel", material, 0)
+    assert (relabelled.rows == images).all()
+    assert (relabelled.labels == np.where(refused, material.appears, labels)).all()
+
+    dropped = training_set("diffinf-edit-or-drop", material, 0)
+    assert (dropped.rows == images[~refused]).all() and (dropped.labels == labels[~refused]).all()
+
+    # What the repair decided goes first, even if it decided nothing.
+    decided = replace(material, relabelled_instead={}, dropped_instead=())
+    for name in ("diffinf-edit-or-relabel", "diffinf-edit-or-drop"):
+        chosen = training_set(name, decided, 0)
+        assert (chosen.rows == images).all() and (chosen.labels == labels).all()
+
+
+@settings(max_examples=10, deadline=None)
+@given(materials(), st.sampled_from(ROBUST_ARMS))
+def test_a_robust_method_trains_on_what_its_arm_says(material: Material, method: str) -> None:
+    for name, data in (
+        (method, "baseline"),
+        (f"diffinf+{method}", "diffinf"),
+        (f"filter+{method}", "filter"),
+    ):
+        chosen, expected = training_set(name, material, 0), training_set(data, material, 0)
+        assert (chosen.rows == expected.rows).all() and (chosen.labels == expected.labels).all()
+
+
+def test_methods_and_their_knobs() -> None:
+    compare = CompareConfig(knobs={"gce": 0.4, "elr": 1})
+    assert training_method("diffinf", compare, 0.3) is None
+    assert training_method("diffinf+gce", compare, 0.3) == MethodSpec("gce", 0.4)
+    assert training_method("elr", compare, None) == MethodSpec("elr", 1.0)
+    assert training_method("sam", compare, 0.3) == MethodSpec("sam", 0.05)
+    # Co-teaching forgets the estimated noise, unless it is told otherwise.
+    assert training_method("co-teaching", compare, 0.3) == MethodSpec("co-teaching", 0.3)
+    assert training_method("co-teaching", compare, None) == MethodSpec("co-teaching", 0.2)
+    told = CompareConfig(knobs={"co-teaching": 0.1})
+    assert training_method("filter+co-teaching", told, 0.3) == MethodSpec("co-teaching", 0.1)
 
 
 @settings(max_examples=20, deadline=None)
@@ -113,7 +180,9 @@ def test_no_flags_is_legal_and_changes_nothing() -> None:
         assert chosen.rows.tolist() == [0, 1, 2, 3] and (chosen.labels == labels).all()
 
 
-@pytest.mark.parametrize("name", ["roundtrip", "clean", "oracle-edit"])
+@pytest.mark.parametrize(
+    "name", ["roundtrip", "clean", "oracle-edit", "cleanlab", "diffinf-paper", "true-flags"]
+)
 def test_arms_say_what_they_lack(name: str) -> None:
     labels = np.array([0, 1])
     with pytest.raises(UserError, match=f"the arm {name} needs"):
@@ -122,6 +191,14 @@ def test_arms_say_what_they_lack(name: str) -> None:
 
 def test_unknown_arm() -> None:
     labels = np.array([0, 1])
+    material = Material(np.array(["a", "b"]), labels, labels == 0, labels)
     with pytest.raises(UserError, match=r"no arm 'drop'.*baseline, filter") as caught:
-        training_set("drop", Material(np.array(["a", "b"]), labels, labels == 0, labels), 0)
-    assert all(name in str(caught.value) for name in ARMS)
+        training_set("drop", material, 0)
+    assert all(name in str(caught.value) for name in (*ARMS, *ROBUST_ARMS))
+    for name in ("baseline+gce", "gce+sam", "diffinf+filter", "gce+", "+gce", "diffinf+gce+sam"):
+        with pytest.raises(UserError, match="there is no arm"):
+            training_method(name, CompareConfig(), None)
+
+
+def test_every_arm_of_the_settings_is_there() -> None:
+    assert tuple(ARMS) == DATA_ARMS

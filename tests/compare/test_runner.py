@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from diffinf.classify import train
 from diffinf.classify.model import ClassifierSpec, load_classifier, predict
 from diffinf.compare import runner
 from diffinf.compare.runner import run_arms
 from diffinf.config import ClassifierConfig, CompareConfig
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_class_names, read_table
+from diffinf.run import load_tensors, read_class_names, read_json, read_table
 from diffinf.training.loop import DivergedError
 
 SPEC = ClassifierSpec("small_cnn", num_classes=2, in_channels=1, image_size=32, class_names=("top", "bottom"))
@@ -83,6 +84,15 @@ def test_table_predictions_and_final_model(tmp_path: Path) -> None:
     assert not (tmp_path / "compare" / ".work").exists()
 
 
+def test_records_count_the_labels_that_were_trained_on(tmp_path: Path) -> None:
+    options = arguments(tmp_path, ["baseline", "filter"])
+    run_arms(**options)
+    labels, flagged = options["labels_train"], torch.from_numpy(options["flagged"])
+    for arm, trained_on in (("baseline", labels), ("filter", labels[~flagged])):
+        record = read_json(tmp_path / "compare" / "predictions" / f"{arm}-0.json")
+        assert record["label_counts"] == torch.bincount(trained_on).tolist()
+
+
 def test_arms_of_a_seed_start_alike_and_equal_material_gives_equal_results(tmp_path: Path) -> None:
     """Nothing flagged: every arm is the baseline, to the bit."""
     nothing = {"edited_images": {}, "relabelled": {}, "dropped": (), "flagged": np.zeros(48, bool)}
@@ -140,6 +150,84 @@ def test_divergence_is_a_row_and_does_not_sink_the_table(
     assert bad["diverged"] and bad["arm"] == "filter" and bad["seed"] == 0
     assert bad["accuracy"] is None and bad["balanced_accuracy"] is None
     assert not (tmp_path / "compare" / "predictions" / "filter-0.safetensors").exists()
+
+
+def test_robust_arms_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = ["baseline", "gce", "co-teaching", "sam", "diffinf+elr", "filter+aldr-kl", "down-weight"]
+    rows = run_arms(**arguments(tmp_path, arms, noise_rate=0.25)).to_pylist()
+    assert [row["arm"] for row in rows] == arms and not any(row["diverged"] for row in rows)
+    assert [row["n_train"] for row in rows] == [48, 48, 48, 48, 47, 36, 48]
+    assert {row["steps"] for row in rows} == {24}
+    found = [
+        load_tensors(tmp_path / "compare" / "predictions" / f"{arm}-0.safetensors")["logits"] for arm in arms
+    ]
+    assert not any(torch.equal(found[0], other) for other in found[1:])
+    # Another knob concerns its own method alone; another noise rate co-teaching alone.
+    original, asked = runner.arm_job, list[str]()
+
+    def watched(job: Any, report: Any) -> dict[str, Any]:
+        asked.append(job["arm"])
+        return original(job, report)
+
+    monkeypatch.setattr(runner, "arm_job", watched)
+    knobs = {"aldr-kl": 3.0, "down-weight": 0.1}
+    other = CompareConfig(arms=arms, seeds=1, workers=1, knobs=knobs)
+    run_arms(**arguments(tmp_path, arms, noise_rate=0.1, compare=other))
+    assert asked == ["co-teaching", "filter+aldr-kl", "down-weight"]
+
+
+def test_a_robust_arm_that_was_cut_goes_on_and_gives_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = ["co-teaching", "elr"]
+    straight = run_arms(**arguments(tmp_path / "straight", arms))
+    monkeypatch.setattr(train, "_SAVE_EVERY", 5)
+    original, cuts = runner.arm_job, [13, 7]
+
+    def cut(job: Any, report: Any) -> dict[str, Any]:
+        def stop(done: int) -> None:
+            if cuts and done == cuts[0]:
+                cuts.pop(0)
+                raise KeyboardInterrupt
+            report(done)
+
+        return original(job, stop)
+
+    monkeypatch.setattr(runner, "arm_job", cut)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_arms(**arguments(tmp_path / "cut", arms))
+    resumed = run_arms(**arguments(tmp_path / "cut", arms))
+    assert not cuts and resumed.drop_columns("seconds") == straight.drop_columns("seconds")
+    for arm in arms:
+        name = f"compare/predictions/{arm}-0.safetensors"
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_validation_logits_are_saved_where_there_is_validation(tmp_path: Path) -> None:
+    images, labels = halves(12, 2)
+    run_arms(**arguments(tmp_path, ["baseline"]))
+    place = tmp_path / "compare" / "predictions" / "baseline-0.safetensors"
+    before = load_tensors(place)
+    assert set(before) == {"logits"}
+    given = {"images_validation": images, "labels_validation": labels}
+    run_arms(**arguments(tmp_path, ["baseline"], **given))
+    saved = load_tensors(place)
+    assert torch.equal(saved["logits"], before["logits"]) and saved["validation_logits"].shape == (12, 2)
+    assert (saved["validation_logits"].argmax(1) == labels).float().mean() > 0.7
+    assert torch.equal(load_tensors(tmp_path / "compare" / "validation.safetensors")["labels"], labels)
+    with pytest.raises(ValueError, match="come together"):
+        run_arms(**arguments(tmp_path, ["baseline"], images_validation=images))
+
+
+def test_edits_of_other_flags(tmp_path: Path) -> None:
+    """Arms whose edits come from elsewhere, and the policies without decisions of a repair."""
+    images = halves(48, 0)[0]
+    turned = {row: images[row].flip(1) for row in (0, 1, 8, 9)}
+    arms = ["diffinf-paper", "true-flags", "diffinf-edit-or-relabel", "diffinf-edit-or-drop", "cleanlab"]
+    given = {"paper_edits": {0: turned[0]}, "true_flag_edits": turned, "cleanlab_issues": np.arange(48) < 4}
+    rows = run_arms(**arguments(tmp_path, arms, **given)).to_pylist()
+    assert [row["n_train"] for row in rows] == [48, 48, 48, 46, 44]
 
 
 def test_clean_arm_and_seeds(tmp_path: Path) -> None:

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffinf.classify.augment import augment
+from diffinf.classify.material import TrainingMaterial, image_digest
+from diffinf.classify.methods import Batch, MethodSpec, create_method
 from diffinf.classify.model import (
     ClassifierSpec,
-    create_classifier,
     load_classifier,
     load_user_classifier,
     predict,
     save_classifier,
-    seeded,
     to_input,
 )
 from diffinf.config import ClassifierConfig
-from diffinf.errors import UserError
-from diffinf.run import load_tensors, make_directory, read_json, save_tensors, stage_key, write_json
-from diffinf.training.loop import DivergedError, batch_indices, fit, step_generator, warmup_cosine
+from diffinf.run import load_tensors, make_directory, read_json, save_tensors, write_json
+from diffinf.training.loop import DivergedError, batch_indices, fit, step_generator
 
 __all__ = [
     "DivergedError",
@@ -41,7 +38,6 @@ __all__ = [
 
 _RECORD = "training.json"
 _MAX_SNAPSHOTS = 8
-_GRADIENT_NORM = 5.0  # clips only what would break a training; ordinary steps stay below it
 _SAVE_EVERY = 200
 
 
@@ -56,6 +52,7 @@ def train_classifier(
     weights: Tensor | None = None,
     targets: Tensor | None = None,
     rows: Tensor | None = None,
+    method: MethodSpec | None = None,
     directory: Path | None = None,
     record: bool = True,
     progress: bool = True,
@@ -77,6 +74,7 @@ def train_classifier(
         weights: (N,) weights of the samples' losses, at least 0; they are scaled to mean 1.
         targets: shares of the classes (N, K), rows summing to 1, to learn in the place of the labels.
         rows: int64 (N,) rows of `images`, repeated or left out as you like; None takes each once, so N = M.
+        method: a training that bears wrong labels; None: cross-entropy.
         directory: where model, checkpoints, dynamics and the state to resume from go; None keeps all in
             memory.
         record: also write `config.checkpoints` checkpoints and the dynamics: the logits of all N samples
@@ -90,9 +88,9 @@ def train_classifier(
     Raises:
         DivergedError: the loss became NaN or infinite.
         UserError: only one class is present, or `config.checkpoint` or `spec` does not fit.
-        ValueError: shapes do not fit, or weights are negative or all zero.
+        ValueError: shapes do not fit, weights are negative or all zero, or the method does not take targets.
     """
-    material = _Material.checked(images, labels, weights, rows, spec, targets)
+    material = TrainingMaterial.checked(images, labels, weights, rows, spec, targets, method)
     if directory is None:
         if config.checkpoint is not None:
             return load_user_classifier(config.checkpoint, spec, device)
@@ -119,7 +117,7 @@ def train_classifier(
 def _train_into(
     directory: Path,
     key: str,
-    material: _Material,
+    material: TrainingMaterial,
     spec: ClassifierSpec,
     config: ClassifierConfig,
     seed: int,
@@ -196,6 +194,7 @@ def training_key(
     weights: Tensor | None = None,
     targets: Tensor | None = None,
     rows: Tensor | None = None,
+    method: MethodSpec | None = None,
     record: bool = True,
 ) -> str:
     """Return the key of a training: equal for equal settings and data, wherever the images lie in `images`.
@@ -203,93 +202,16 @@ def training_key(
     Raises:
         UserError, ValueError: as `train_classifier`, whose arguments these are.
     """
-    return _Material.checked(images, labels, weights, rows, spec, targets).key(spec, config, seed, record)
-
-
-def image_digest(images: Tensor, rows: Tensor) -> str:
-    """Return the sha256 of uint8 images[rows], images (M, C, H, W)."""
-    digest = hashlib.sha256(str(tuple(images.shape[1:])).encode())
-    for chunk in torch.split(rows, 4096):
-        digest.update(images[chunk].contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Material:
-    """What is trained on; labels[i], weights[i] and targets[i] belong to images[rows[i]]."""
-
-    images: Tensor
-    labels: Tensor
-    weights: Tensor | None
-    rows: Tensor
-    targets: Tensor | None = None
-
-    @classmethod
-    def checked(
-        cls,
-        images: Tensor,
-        labels: Tensor,
-        weights: Tensor | None,
-        rows: Tensor | None,
-        spec: ClassifierSpec,
-        targets: Tensor | None = None,
-    ) -> _Material:
-        rows = torch.arange(len(images)) if rows is None else rows.to(torch.int64)
-        expected = (spec.in_channels, spec.image_size, spec.image_size)
-        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ValueError(
-                f"images must be uint8 (M, {', '.join(map(str, expected))}), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
-        if labels.shape != rows.shape or (weights is not None and weights.shape != rows.shape):
-            raise ValueError(f"{len(rows)} images need as many labels and weights")
-        if not len(rows) or labels.min() < 0 or labels.max() >= spec.num_classes:
-            raise ValueError(f"labels must lie in 0..{spec.num_classes - 1}, and there must be some")
-        if len(torch.unique(labels)) < 2:
-            raise UserError(
-                f"all {len(labels)} training samples have one label: a classifier needs at least two "
-                "classes; check the label column"
-            )
-        if weights is not None:
-            if not bool(torch.isfinite(weights).all()) or weights.min() < 0 or weights.sum() <= 0:
-                raise ValueError("weights must be finite, at least 0, and not all 0")
-            weights = (weights.double() / weights.double().mean()).float()
-        if targets is not None:
-            shape = (len(rows), spec.num_classes)
-            shares = (
-                tuple(targets.shape) == shape and bool(torch.isfinite(targets).all()) and targets.min() >= 0
-            )
-            if not shares or (targets.sum(1) - 1).abs().max() > 1e-3:
-                raise ValueError(
-                    f"targets must be shares of the classes {shape}: at least 0, rows summing to 1"
-                )
-            targets = targets.float()
-        return cls(images, labels.to(torch.int64), weights, rows, targets)
-
-    def key(self, spec: ClassifierSpec, config: ClassifierConfig, seed: int, record: bool) -> str:
-        settings = config.model_dump(mode="json", exclude={"folds"})
-        weights = [] if self.weights is None else self.weights.tolist()
-        targets = [] if self.targets is None else [self.targets.tolist()]
-        digest = image_digest(self.images, self.rows)
-        return stage_key(
-            "classifier",
-            1,
-            asdict(spec),
-            settings,
-            seed,
-            record,
-            digest,
-            self.labels.tolist(),
-            weights,
-            *targets,
-        )
+    return TrainingMaterial.checked(images, labels, weights, rows, spec, targets, method).key(
+        spec, config, seed, record
+    )
 
 
 @dataclass
 class _Snapshots:
     """The samples' logits at given steps; saved with the training's state."""
 
-    material: _Material
+    material: TrainingMaterial
     at: list[int]
     logits: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -315,7 +237,7 @@ class _Training:
 
     def __init__(
         self,
-        material: _Material,
+        material: TrainingMaterial,
         spec: ClassifierSpec,
         config: ClassifierConfig,
         seed: int,
@@ -323,19 +245,9 @@ class _Training:
     ) -> None:
         self.material, self.spec, self.config, self.seed = material, spec, config, seed
         self.device = torch.device(device)
-        self.model = create_classifier(spec, seed).to(self.device)
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [
-            p for p in self.model.parameters() if p.ndim <= 1
-        ]  # norms and biases: decay does them no good
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-            fused=True,
-        )
+        self.method = create_method(material.method, spec, config, seed, self.device, len(material.rows))
+        self.network = self.method.network
+        self.model = self.network.model
         self.snapshots = _Snapshots(material, [])
         self.checkpoints: list[dict[str, Any]] = []
         self.directory: Path | None = None
@@ -353,13 +265,11 @@ class _Training:
             {
                 "path": f"checkpoints/step-{last:06}",
                 "step": last,
-                "learning_rate": sum(self.learning_rate(s) for s in range(first, last)) / (last - first),
+                "learning_rate": sum(self.network.learning_rate(s) for s in range(first, last))
+                / (last - first),
             }
             for first, last in itertools.pairwise(bounds)
         ]
-
-    def learning_rate(self, step: int) -> float:
-        return self.config.learning_rate * warmup_cosine(step, self.config.steps)
 
     def run(self, state: Path | None, progress: bool, on_step: Callable[[int], None] | None) -> None:
         """Do all steps, from where the file `state` left off."""
@@ -374,7 +284,12 @@ class _Training:
         fit(
             step,
             steps=self.config.steps,
-            state={"model": self.model, "optimizer": self.optimizer, "snapshots": self.snapshots},
+            state={
+                "model": self.model,
+                "optimizer": self.network.optimizer,
+                "snapshots": self.snapshots,
+                **self.method.state(),
+            },
             checkpoint=state,
             save_every=_SAVE_EVERY,
             description="train classifier" if progress else None,
@@ -382,28 +297,14 @@ class _Training:
 
     def step(self, index: int) -> float:
         """One optimisation step; everything random in it is a function of (seed, index)."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(index)
-        chosen = batch_indices(len(self.material.rows), self.config.batch_size, self.seed, index)
-        x = to_input(self.material.images[self.material.rows[chosen]], self.device)
+        material = self.material
+        chosen = batch_indices(len(material.rows), self.config.batch_size, self.seed, index)
+        x = to_input(material.images[material.rows[chosen]], self.device)
         if self.config.augment:
             x = augment(x, step_generator(self.seed, "augment", index))
-        known = self.material.labels if self.material.targets is None else self.material.targets
-        target = known[chosen].to(self.device)
-        self.model.train()
-        with seeded(step_generator(self.seed, "dropout", index).initial_seed(), self.device):
-            logits = self.model(x)
-        losses = F.cross_entropy(
-            logits, target, reduction="none", label_smoothing=self.config.label_smoothing
-        )
-        if self.material.weights is not None:
-            losses = losses * self.material.weights[chosen].to(self.device)
-        loss = losses.mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
-        self.optimizer.step()
-        return float(loss.detach())
+        known = material.labels if material.targets is None else material.targets
+        weights = None if material.weights is None else material.weights[chosen].to(self.device)
+        return self.method.update(Batch(index, x, known[chosen].to(self.device), chosen, weights))
 
     def after(self, done: int) -> None:
         """Record what is due after `done` steps."""

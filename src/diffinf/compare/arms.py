@@ -1,4 +1,4 @@
-"""Arms: what each way of treating the flagged samples trains on."""
+"""Arms: what each way of treating the flagged samples trains on, and how it is trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from diffinf.classify.methods import MethodSpec
+from diffinf.config import KNOBS, CompareConfig, split_arm
 from diffinf.errors import UserError
 
 T = TypeVar("T")
@@ -32,6 +34,13 @@ class Material:
         roundtrips: sample -> row of its unedited reconstruction; None if there are none.
         oracle_edits: sample -> row of an image that truly fits its label; None if there are none.
         truth: int64 (N,), the true labels; None where they are not known.
+        cleanlab_issues: bool (N,), what cleanlab would prune; None where nobody asked it.
+        paper_edits: sample -> row of its edit under flags by self-influence; None if there are none.
+        true_flag_edits: sample -> row of its edit under perfect flags; None if there are none.
+        relabelled_instead: sample -> label under the policy edit-or-relabel; None: what each flagged sample
+            without an edit appears to show.
+        dropped_instead: samples that the policy edit-or-drop drops; None: every flagged one without an edit.
+        flagged_weight: weight of a flagged sample's loss in the arm down-weight, 0 to 1.
     """
 
     ids: NDArray[Any]
@@ -44,6 +53,12 @@ class Material:
     roundtrips: Replacements | None = None
     oracle_edits: Replacements | None = None
     truth: Ints | None = None
+    cleanlab_issues: NDArray[np.bool_] | None = None
+    paper_edits: Replacements | None = None
+    true_flag_edits: Replacements | None = None
+    relabelled_instead: Mapping[int, int] | None = None
+    dropped_instead: Collection[int] | None = None
+    flagged_weight: float = KNOBS["down-weight"].default
 
 
 @dataclass(frozen=True)
@@ -65,14 +80,12 @@ Arm = Callable[[Material, int], TrainingSet]
 
 
 def training_set(name: str, material: Material, seed: int) -> TrainingSet:
-    """Return what the arm `name` trains on with `seed`.
+    """Return what the arm `name` trains on with `seed`; the robust method of the arm does not matter here.
 
     Raises:
         UserError: there is no such arm, or what it needs is not there, or it leaves fewer than two classes.
     """
-    if name not in ARMS:
-        raise UserError(f"compare.arms: there is no arm {name!r}; expected some of {', '.join(ARMS)}")
-    chosen = ARMS[name](material, seed)
+    chosen = ARMS[_parts(name)[0]](material, seed)
     if len(np.unique(chosen.labels)) < 2:
         raise UserError(
             f"compare.arms: the arm {name} leaves {len(chosen.labels)} samples of fewer than two classes; "
@@ -81,13 +94,48 @@ def training_set(name: str, material: Material, seed: int) -> TrainingSet:
     return chosen
 
 
+def training_method(name: str, compare: CompareConfig, noise_rate: float | None) -> MethodSpec | None:
+    """Return how the arm `name` is trained: None is cross-entropy.
+
+    Args:
+        name: of the arm.
+        compare: its knobs.
+        noise_rate: estimated share of wrong labels, which co-teaching forgets where its knob is not set.
+
+    Raises:
+        UserError: there is no such arm.
+    """
+    method = _parts(name)[1]
+    if method is None:
+        return None
+    knob = compare.knobs.get(method, KNOBS[method].default)
+    if method == "co-teaching" and method not in compare.knobs and noise_rate is not None:
+        knob = min(max(noise_rate, 0.0), KNOBS[method].high)
+    return MethodSpec(method, knob)
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    try:
+        return split_arm(name)
+    except ValueError as error:
+        raise UserError(f"compare.arms: {error}") from error
+
+
 def _baseline(material: Material, seed: int) -> TrainingSet:
     return TrainingSet(_all(material), material.labels)
 
 
 def _filter(material: Material, seed: int) -> TrainingSet:
-    rows = np.flatnonzero(~material.flagged)
-    return TrainingSet(rows, material.labels[rows])
+    return _without(material, material.flagged)
+
+
+def _cleanlab(material: Material, seed: int) -> TrainingSet:
+    return _without(material, _given("cleanlab", "what cleanlab would prune", material.cleanlab_issues))
+
+
+def _down_weight(material: Material, seed: int) -> TrainingSet:
+    weights = np.where(material.flagged, material.flagged_weight, 1.0).astype(np.float32)
+    return TrainingSet(_all(material), material.labels, weights)
 
 
 def _relabel(material: Material, seed: int) -> TrainingSet:
@@ -107,42 +155,75 @@ def _resample(material: Material, seed: int) -> TrainingSet:
     return TrainingSet(rows, material.labels)
 
 
-def _roundtrip(material: Material, seed: int) -> TrainingSet:
-    given = _given("roundtrip", "unedited reconstructions", material.roundtrips)
-    return TrainingSet(_replaced(material, given), material.labels)
-
-
 def _diffinf(material: Material, seed: int) -> TrainingSet:
+    return _repaired(material, material.relabelled, material.dropped)
+
+
+def _edit_or_relabel(material: Material, seed: int) -> TrainingSet:
+    instead = material.relabelled_instead
+    if instead is None:
+        instead = {row: int(material.appears[row]) for row in _refused(material)}
+    return _repaired(material, instead, ())
+
+
+def _edit_or_drop(material: Material, seed: int) -> TrainingSet:
+    instead = material.dropped_instead
+    return _repaired(material, {}, _refused(material) if instead is None else instead)
+
+
+def _repaired(material: Material, relabelled: Mapping[int, int], dropped: Collection[int]) -> TrainingSet:
     labels = material.labels.copy()
-    for row, label in material.relabelled.items():
+    for row, label in relabelled.items():
         labels[row] = label
-    kept = np.setdiff1d(_all(material), np.asarray(sorted(material.dropped), dtype=np.int64))
+    kept = np.setdiff1d(_all(material), np.asarray(sorted(dropped), dtype=np.int64))
     return TrainingSet(_replaced(material, material.edited)[kept], labels[kept])
+
+
+def _refused(material: Material) -> list[int]:
+    """The flagged samples without an edit."""
+    return [row for row in np.flatnonzero(material.flagged).tolist() if row not in material.edited]
 
 
 def _clean(material: Material, seed: int) -> TrainingSet:
     return TrainingSet(_all(material), _given("clean", "true labels", material.truth))
 
 
-def _oracle_edit(material: Material, seed: int) -> TrainingSet:
-    given = _given("oracle-edit", "truly fitting images", material.oracle_edits)
-    return TrainingSet(_replaced(material, given), material.labels)
+def _replacing(name: str, what: str, choose: Callable[[Material], Replacements | None]) -> Arm:
+    """The arm that puts some images in the place of others, all labels as annotated."""
+
+    def arm(material: Material, seed: int) -> TrainingSet:
+        return TrainingSet(_replaced(material, _given(name, what, choose(material))), material.labels)
+
+    return arm
 
 
 ARMS: dict[str, Arm] = {
     "baseline": _baseline,
     "filter": _filter,
+    "down-weight": _down_weight,
     "relabel": _relabel,
     "resample": _resample,
-    "roundtrip": _roundtrip,
+    "roundtrip": _replacing("roundtrip", "unedited reconstructions", lambda m: m.roundtrips),
+    "cleanlab": _cleanlab,
     "diffinf": _diffinf,
+    "diffinf-paper": _replacing(
+        "diffinf-paper", "edits under flags by self-influence", lambda m: m.paper_edits
+    ),
+    "diffinf-edit-or-relabel": _edit_or_relabel,
+    "diffinf-edit-or-drop": _edit_or_drop,
     "clean": _clean,
-    "oracle-edit": _oracle_edit,
+    "true-flags": _replacing("true-flags", "edits under perfect flags", lambda m: m.true_flag_edits),
+    "oracle-edit": _replacing("oracle-edit", "truly fitting images", lambda m: m.oracle_edits),
 }
 
 
 def _all(material: Material) -> Ints:
     return np.arange(len(material.labels), dtype=np.int64)
+
+
+def _without(material: Material, left_out: NDArray[np.bool_]) -> TrainingSet:
+    rows = np.flatnonzero(~left_out)
+    return TrainingSet(rows, material.labels[rows])
 
 
 def _replaced(material: Material, replacements: Replacements) -> Ints:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffinf.classify.crossfit import read_material, read_settings, write_material
+from diffinf.classify.methods import MethodSpec
 from diffinf.classify.model import ClassifierSpec, predict, save_classifier
 from diffinf.classify.train import image_digest, train_classifier, training_key
 from diffinf.classify.workers import Job, Report, run_jobs
-from diffinf.compare.arms import Material, TrainingSet, training_set
-from diffinf.config import ClassifierConfig, CompareConfig
+from diffinf.compare.arms import Material, TrainingSet, training_method, training_set
+from diffinf.config import KNOBS, ClassifierConfig, CompareConfig
 from diffinf.evaluate.gain import balanced_accuracy, macro_f1
 from diffinf.progress import note
 from diffinf.run import (
@@ -71,6 +72,14 @@ def run_arms(
     roundtrip_images: Mapping[int, Tensor] | None = None,
     oracle_images: Mapping[int, Tensor] | None = None,
     truth: Tensor | None = None,
+    cleanlab_issues: NDArray[np.bool_] | None = None,
+    paper_edits: Mapping[int, Tensor] | None = None,
+    true_flag_edits: Mapping[int, Tensor] | None = None,
+    relabelled_instead: Mapping[int, int] | None = None,
+    dropped_instead: Collection[int] | None = None,
+    noise_rate: float | None = None,
+    images_validation: Tensor | None = None,
+    labels_validation: Tensor | None = None,
     final_directory: Path | None = None,
     table_path: Path | None = None,
     progress: bool = True,
@@ -78,9 +87,10 @@ def run_arms(
     """Train every arm of `compare.arms` with every seed and measure it on the test images.
 
     All arms have the same network, number of steps, batch size and schedule, and with one seed the same
-    initialisation. On a CPU the trainings run in parallel processes of one thread. A finished training with
-    the same settings and data is kept, an unfinished one goes on where it was. A training that diverges is a
-    row of the table with `diverged` true and no figures.
+    initialisation; those with a robust method differ in the loss, or in how it is descended. On a CPU the
+    trainings run in parallel processes of one thread. A finished training with the same settings and data is
+    kept, an unfinished one goes on where it was. A training that diverges is a row of the table with
+    `diverged` true and no figures.
 
     Args:
         images_train: uint8 (N, C, H, W).
@@ -95,15 +105,27 @@ def run_arms(
         labels_test: int64 (T,), taken as right.
         spec: the network.
         config: its training; `config.checkpoint` is not used.
-        compare: arms and seeds.
+        compare: arms, seeds, knobs.
         seed: the trainings' seeds are seed, seed + 1, ...
-        directory: gets predictions/{arm}-{seed}.safetensors with "logits" (T, K), and test.safetensors with
-            "labels" (T,).
+        directory: gets predictions/{arm}-{seed}.safetensors with "logits" (T, K), the record {arm}-{seed}.json
+            with "label_counts" (K,), the samples trained on by label, and test.safetensors with "labels" (T,);
+            where there are validation images, "validation_logits" (V, K) beside the logits, and
+            validation.safetensors with "labels" (V,).
         device: where to train; one after the other on anything but a CPU.
         workers: processes at once on a CPU; None: `compare.workers`, else one a core.
         roundtrip_images: sample -> its unedited reconstruction (arm roundtrip).
         oracle_images: sample -> an image that truly fits its label (arm oracle-edit).
         truth: int64 (N,), true labels (arm clean).
+        cleanlab_issues: bool (N,), what cleanlab prunes by out-of-fold probabilities (arm cleanlab).
+        paper_edits: sample -> its edit under flags by self-influence, uint8 (C, H, W) (arm diffinf-paper).
+        true_flag_edits: sample -> its edit under perfect flags (arm true-flags).
+        relabelled_instead: sample -> label under the policy edit-or-relabel; None: what each flagged sample
+            without an edit appears to show (arm diffinf-edit-or-relabel).
+        dropped_instead: samples dropped under the policy edit-or-drop; None: each flagged sample without an
+            edit (arm diffinf-edit-or-drop).
+        noise_rate: estimated share of wrong labels, what co-teaching forgets unless `compare.knobs` says else.
+        images_validation: uint8 (V, C, H, W), to choose arms and knobs on; None: none.
+        labels_validation: int64 (V,), as annotated.
         final_directory: where the model of the arm diffinf with the first seed is saved.
         table_path: where the table is written as Parquet.
         progress: show a progress bar.
@@ -116,38 +138,64 @@ def run_arms(
         UserError: an arm is not known, lacks what it needs, or leaves fewer than two classes.
         ValueError: shapes do not fit.
     """
-    pool, places = _pool(images_train, edited_images, roundtrip_images, oracle_images)
+    if (images_validation is None) != (labels_validation is None):
+        raise ValueError("images_validation and labels_validation come together")
+    pool, places = _pool(
+        images_train, edited_images, roundtrip_images, oracle_images, paper_edits, true_flag_edits
+    )
+    edited, roundtrips, oracle_edits, paper, true_flags = places
     material = Material(
         ids=np.asarray(ids),
         labels=labels_train.numpy(),
         flagged=np.asarray(flagged, dtype=bool),
         appears=np.asarray(appears, dtype=np.int64),
-        edited=places[0],
+        edited=edited or {},
         relabelled=relabelled,
         dropped=dropped,
-        roundtrips=None if roundtrip_images is None else places[1],
-        oracle_edits=None if oracle_images is None else places[2],
+        roundtrips=roundtrips,
+        oracle_edits=oracle_edits,
         truth=None if truth is None else truth.numpy(),
+        cleanlab_issues=None if cleanlab_issues is None else np.asarray(cleanlab_issues, dtype=bool),
+        paper_edits=paper,
+        true_flag_edits=true_flags,
+        relabelled_instead=relabelled_instead,
+        dropped_instead=dropped_instead,
+        flagged_weight=compare.knobs.get("down-weight", KNOBS["down-weight"].default),
     )
     config = config.model_copy(update={"checkpoint": None})
     runs: list[tuple[str, int]] = [
         (arm, seed + offset) for offset in range(compare.seeds) for arm in compare.arms
     ]
     sets = {(arm, run_seed): training_set(arm, material, run_seed) for arm, run_seed in runs}
-    test = image_digest(images_test, torch.arange(len(images_test)))
+    methods = {arm: training_method(arm, compare, noise_rate) for arm in compare.arms}
+    read = [
+        image_digest(images, torch.arange(len(images)))
+        for images in (images_test, images_validation)
+        if images is not None
+    ]
     jobs = []
     for (arm, run_seed), chosen in sets.items():
         labels, rows = torch.from_numpy(chosen.labels), torch.from_numpy(chosen.rows)
         weights = None if chosen.weights is None else torch.from_numpy(chosen.weights)
         trained = training_key(
-            pool, labels, spec=spec, config=config, seed=run_seed, weights=weights, rows=rows, record=False
+            pool,
+            labels,
+            spec=spec,
+            config=config,
+            seed=run_seed,
+            weights=weights,
+            rows=rows,
+            method=methods[arm],
+            record=False,
         )
         keep = final_directory if (arm, run_seed) == ("diffinf", seed) else None
-        job = _job(directory, arm, run_seed, stage_key(trained, test), device, spec, config, keep)
+        key = stage_key(trained, *read)
+        job = _job(directory, arm, run_seed, key, device, spec, config, methods[arm], keep)
         if not _is_done(job):
             jobs.append(job)
     if jobs:
-        _write_work(directory, pool, images_test, {name: sets[name] for name in _names(jobs)})
+        wanted = {name: sets[name] for name in _names(jobs)}
+        _write_work(directory, pool, images_test, images_validation, wanted)
         answers = run_jobs(
             f"{__name__}:arm_job",
             jobs,
@@ -160,6 +208,8 @@ def run_arms(
             if answer["diverged"] is not None:
                 note(f"arm {job['arm']}, seed {job['seed']} diverged: {answer['diverged']}")
     save_tensors(directory / "test.safetensors", {"labels": labels_test})
+    if labels_validation is not None:
+        save_tensors(directory / "validation.safetensors", {"labels": labels_validation})
     shutil.rmtree(directory / ".work", ignore_errors=True)
     ordered = [(arm, seed + offset) for arm in compare.arms for offset in range(compare.seeds)]
     table = _table(directory, ordered, labels_test.numpy(), config.steps)
@@ -187,16 +237,21 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
             device=job["device"],
             weights=material.get(f"weights-{name}"),
             rows=material[f"rows-{name}"],
+            method=None if job["method"] is None else MethodSpec(**job["method"]),
             directory=work,
             record=False,
             progress=False,
             on_step=report,
         )
         seconds = time.monotonic() - start
-        logits = predict(model, material["test"], device=job["device"])[1]
-        if not bool(torch.isfinite(logits).all()):
-            raise DivergedError("the logits of test images are not finite")
-        save_tensors(predictions, {"logits": logits})
+        outputs = {
+            name: predict(model, material[split], device=job["device"])[1]
+            for name, split in (("logits", "test"), ("validation_logits", "validation"))
+            if split in material
+        }
+        if not all(bool(torch.isfinite(logits).all()) for logits in outputs.values()):
+            raise DivergedError("the logits of held-out images are not finite")
+        save_tensors(predictions, outputs)
         if job["final"] is not None:
             save_classifier(Path(job["final"]), model, spec)
     except DivergedError as error:
@@ -204,6 +259,8 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
         predictions.unlink(missing_ok=True)
     samples = len(material[f"rows-{name}"])
     record = {"key": job["key"], "n_train": samples, "seconds": round(seconds, 3), "diverged": failure}
+    labels, weights = material[f"labels-{name}"], material.get(f"weights-{name}")
+    record["label_counts"] = torch.bincount(labels, weights, minlength=spec.num_classes).tolist()
     write_json(_record_path(directory, job["arm"], job["seed"]), record)
     shutil.rmtree(work, ignore_errors=True)
     return record
@@ -211,11 +268,14 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
 
 def _pool(
     images: Tensor, *replacements: Mapping[int, Tensor] | None
-) -> tuple[Tensor, tuple[dict[int, int], ...]]:
-    """All images in one tensor, and for each mapping the sample -> row of its replacement."""
-    parts, places, count = [images], list[dict[int, int]](), len(images)
+) -> tuple[Tensor, list[dict[int, int] | None]]:
+    """All images in one tensor, and for each mapping that is there the sample -> row of its replacement."""
+    parts, places, count = [images], list[dict[int, int] | None](), len(images)
     for given in replacements:
-        ordered = sorted((given or {}).items())
+        if given is None:
+            places.append(None)
+            continue
+        ordered = sorted(given.items())
         for row, image in ordered:
             if image.dtype != torch.uint8 or image.shape != images.shape[1:] or not 0 <= row < len(images):
                 raise ValueError(
@@ -225,7 +285,7 @@ def _pool(
         parts += [torch.stack([image for _, image in ordered])] if ordered else []
         places.append({row: count + position for position, (row, _) in enumerate(ordered)})
         count += len(ordered)
-    return torch.cat(parts), tuple(places)
+    return torch.cat(parts), places
 
 
 def _job(
@@ -236,6 +296,7 @@ def _job(
     device: torch.device | str,
     spec: ClassifierSpec,
     config: ClassifierConfig,
+    method: MethodSpec | None,
     final: Path | None,
 ) -> dict[str, Any]:
     return {
@@ -246,6 +307,7 @@ def _job(
         "device": str(device),
         "spec": asdict(spec),
         "config": config.model_dump(mode="json"),
+        "method": None if method is None else asdict(method),
         "final": None if final is None else str(final),
     }
 
@@ -271,10 +333,15 @@ def _record_path(directory: Path, arm: str, seed: int) -> Path:
 
 
 def _write_work(
-    directory: Path, pool: Tensor, images_test: Tensor, sets: Mapping[tuple[str, int], TrainingSet]
+    directory: Path,
+    pool: Tensor,
+    images_test: Tensor,
+    images_validation: Tensor | None,
+    sets: Mapping[tuple[str, int], TrainingSet],
 ) -> None:
     """Write what the workers read."""
-    tensors: dict[str, Tensor | None] = {"images": pool, "test": images_test}
+    shutil.rmtree(directory / ".work" / "material", ignore_errors=True)  # of a comparison that was cut
+    tensors: dict[str, Tensor | None] = {"images": pool, "test": images_test, "validation": images_validation}
     for (arm, seed), chosen in sets.items():
         tensors[f"rows-{arm}-{seed}"] = torch.from_numpy(chosen.rows)
         tensors[f"labels-{arm}-{seed}"] = torch.from_numpy(chosen.labels)

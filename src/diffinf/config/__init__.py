@@ -1,5 +1,6 @@
 """Settings: one model a stage, every field described, unknown names refused; YAML in and out."""
 
+from diffinf.config.arms import DATA_ARMS, KNOBS, ROBUST_ARMS, Knob, split_arm
 from diffinf.config.presets import (
     PresetName,
     check_preset,
@@ -15,7 +16,6 @@ from diffinf.config.run import (
     read_yaml,
 )
 from diffinf.config.stages import (
-    Arm,
     AutoencoderConfig,
     ClassifierConfig,
     CompareConfig,
@@ -30,7 +30,9 @@ from diffinf.config.stages import (
 )
 
 __all__ = [
-    "Arm",
+    "DATA_ARMS",
+    "KNOBS",
+    "ROBUST_ARMS",
     "AutoencoderConfig",
     "ClassifierConfig",
     "CompareConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "EditorName",
     "Identity",
     "InfluenceConfig",
+    "Knob",
     "Policy",
     "PresetName",
     "RepairConfig",
@@ -52,4 +55,5 @@ __all__ = [
     "parse_override",
     "preset",
     "read_yaml",
+    "split_arm",
 ]

@@ -9,7 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Arm = Literal["baseline", "filter", "relabel", "resample", "roundtrip", "diffinf", "clean"]
+from diffinf.config.arms import check_arms, check_knobs
+
 EditorName = Literal["guided", "guide", "contexts", "renoised", "codes", "linear"]
 Identity = Literal["auto", "persons", "dlib", "none"]
 Policy = Literal["edit", "edit-or-relabel", "edit-or-drop"]
@@ -326,8 +327,30 @@ class RepairConfig(StageConfig):
 class CompareConfig(StageConfig):
     """The arms that are trained and compared."""
 
-    arms: list[Arm] = Field(
-        ["baseline", "filter", "relabel", "resample", "diffinf"], description="arms to train, baseline first"
+    arms: list[str] = Field(
+        ["baseline", "filter", "relabel", "resample", "diffinf"],
+        description="arms to train, baseline first; docs/guide.md has them all",
     )
     seeds: int = Field(3, ge=1, description="trainings of each arm")
+    knobs: dict[str, float] = Field(
+        {},
+        description="main setting of a method where it is not the default: gce (q), sce (beta), elr (lambda), aldr-kl "
+        "(lambda0), co-teaching (forget rate; none: the estimated noise rate), sam (rho), down-weight (weight of a "
+        "flagged sample)",
+    )
+    allow_overlap: bool = Field(
+        False, description="compare although test samples share pictures or persons with training"
+    )
     workers: int | None = Field(None, ge=1, description="processes at once on a CPU; none: one a core")
+
+    @field_validator("arms")
+    @classmethod
+    def _known_arms(cls, names: list[str]) -> list[str]:
+        check_arms(names)
+        return names
+
+    @field_validator("knobs")
+    @classmethod
+    def _known_knobs(cls, knobs: dict[str, float]) -> dict[str, float]:
+        check_knobs(knobs)
+        return knobs

@@ -8,6 +8,8 @@
 - `diffinf.evaluate.separability`: genuine against impostor scores, of as many pairs as there are
 - `diffinf.evaluate.rca`: do generated images show the class asked for; in `rca_metric` as a torchmetrics metric
 - `diffinf.evaluate.gain`: what retraining gained, with intervals and paired tests
+- `diffinf.evaluate.measures`: all measures of one arm, calibration, logits without the training prior; both on
+  `diffinf.evaluate.resampling`
 - `diffinf.evaluate.groups`: flags, edits and accuracy by group, and where they fall on one above all
 - `diffinf.evaluate.neighbours`: distances of large feature sets, tile by tile
 - `diffinf.evaluate.thresholds`: exact thresholds on scores that are too many to hold

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score, recall_score
 
-from diffinf.evaluate.intervals import Floats, Interval, Ints, percentile_interval, resampled_rows
-
-Metric = Literal["balanced_accuracy", "accuracy", "macro_f1"]
+from diffinf.evaluate.intervals import Floats, Interval, Ints, percentile_interval
+from diffinf.evaluate.resampling import (
+    Metric,
+    checked_arms,
+    confusions,
+    draws,
+    from_confusion,
+    present_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,11 @@ def balanced_accuracy(
     truth = np.asarray(labels)
     return float(
         recall_score(
-            truth, np.asarray(predictions), labels=_present(truth, classes), average="macro", zero_division=0
+            truth,
+            np.asarray(predictions),
+            labels=present_classes(truth, classes),
+            average="macro",
+            zero_division=0,
         )
     )
 
@@ -79,7 +89,11 @@ def macro_f1(predictions: ArrayLike, labels: ArrayLike, classes: Sequence[int] |
     truth = np.asarray(labels)
     return float(
         f1_score(
-            truth, np.asarray(predictions), labels=_present(truth, classes), average="macro", zero_division=0
+            truth,
+            np.asarray(predictions),
+            labels=present_classes(truth, classes),
+            average="macro",
+            zero_division=0,
         )
     )
 
@@ -108,7 +122,7 @@ def arm_interval(
     Raises:
         ValueError: if shapes do not fit or a logit is not finite.
     """
-    truth, arms = _checked(labels, logits)
+    truth, arms = checked_arms(labels, logits)
     estimate, draws = _resampled(arms, truth, metric, classes, resamples, seed)
     return percentile_interval(estimate[0], draws[:, 0])
 
@@ -137,7 +151,7 @@ def paired_difference(
     Raises:
         ValueError: if shapes do not fit or a logit is not finite.
     """
-    truth, arms = _checked(labels, arm_a, arm_b)
+    truth, arms = checked_arms(labels, arm_a, arm_b)
     estimate, draws = _resampled(arms, truth, metric, classes, resamples, seed)
     difference = draws[:, 0] - draws[:, 1]
     interval = percentile_interval(estimate[0] - estimate[1], difference)
@@ -162,7 +176,7 @@ def editing_gap_closed(
     Raises:
         ValueError: if shapes do not fit or a logit is not finite.
     """
-    truth, arms = _checked(labels, arm, baseline, oracle)
+    truth, arms = checked_arms(labels, arm, baseline, oracle)
     estimate, draws = _resampled(arms, truth, metric, classes, resamples, seed)
     gap = percentile_interval(estimate[2] - estimate[1], draws[:, 2] - draws[:, 1])
     if not gap.excludes(0.0):
@@ -190,65 +204,19 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _present(labels: Ints, classes: Sequence[int] | None) -> Ints:
-    present = np.unique(labels)
-    chosen = present if classes is None else present[np.isin(present, classes)]
-    if not len(chosen):
-        raise ValueError(f"none of the classes {classes} is among the labels")
-    return chosen
-
-
-def _checked(labels: ArrayLike, *logits: ArrayLike) -> tuple[Ints, Floats]:
-    """Labels (T,) and arms (A, S, T, K)."""
-    truth = np.asarray(labels)
-    arms = [np.asarray(arm, dtype=np.float64) for arm in logits]
-    if len({arm.shape for arm in arms}) != 1 or arms[0].ndim != 3 or arms[0].shape[1] != len(truth):
-        shapes = ", ".join(str(arm.shape) for arm in arms)
-        raise ValueError(f"logits must be (seeds, {len(truth)}, classes), alike for every arm, got {shapes}")
-    if not len(truth) or not len(arms[0]):
-        raise ValueError("a measure needs at least one seed and one test image")
-    if truth.min() < 0 or truth.max() >= arms[0].shape[2]:
-        raise ValueError(f"labels must lie in 0..{arms[0].shape[2] - 1}")
-    if any(not np.isfinite(arm).all() for arm in arms):
-        raise ValueError("logits are not finite: a diverged training has no measure, leave its seed out")
-    return truth.astype(np.int64), np.stack(arms)
-
-
 def _resampled(
     arms: Floats, labels: Ints, metric: Metric, classes: Sequence[int] | None, resamples: int, seed: int
 ) -> tuple[Floats, Floats]:
     """The measure of each arm (A,) averaged over seeds, and its bootstrap values (B, A)."""
     num_arms, num_seeds, _, num_classes = arms.shape
-    chosen = _present(labels, classes)
-    cells = labels * num_classes + arms.argmax(axis=-1)  # (A, S, T): the cell of the confusion matrix
-    generator = np.random.default_rng([seed, 0x6A12])
+    chosen = present_classes(labels, classes)
+    predictions = arms.argmax(axis=-1)  # (A, S, T)
 
     def measured(seeds: Ints, rows: Ints) -> Floats:
-        drawn = cells[:, seeds][:, :, rows].reshape(num_arms * len(seeds), len(rows))
-        offsets = np.arange(len(drawn))[:, None] * num_classes**2
-        counts = np.bincount((drawn + offsets).ravel(), minlength=len(drawn) * num_classes**2)
-        values = _from_confusion(counts.reshape(-1, num_classes, num_classes), metric, chosen)
+        drawn = predictions[:, seeds][:, :, rows].reshape(num_arms * len(seeds), len(rows))
+        values = from_confusion(confusions(drawn, labels[rows], num_classes), metric, chosen)
         averaged: Floats = values.reshape(num_arms, len(seeds)).mean(axis=1)
         return averaged
 
-    def draws() -> Iterator[Floats]:
-        for rows in resampled_rows(labels, resamples, generator):
-            yield measured(np.asarray(generator.integers(num_seeds, size=num_seeds)), rows)
-
-    return measured(np.arange(num_seeds), np.arange(len(labels))), np.stack(list(draws()))
-
-
-def _from_confusion(confusion: Ints, metric: Metric, classes: Ints) -> Floats:
-    """A measure (B,) from confusion matrices (B, true K, predicted K): a thousand resamples in one go."""
-    right = np.diagonal(confusion, axis1=1, axis2=2)[:, classes].astype(np.float64)
-    actual = confusion.sum(axis=2)[:, classes]
-    predicted = confusion.sum(axis=1)[:, classes]
-    if metric == "accuracy":
-        value: Floats = np.trace(confusion, axis1=1, axis2=2) / confusion.sum(axis=(1, 2))
-    elif metric == "balanced_accuracy":
-        value = (right / actual).mean(axis=1)
-    elif metric == "macro_f1":
-        value = (2 * right / (actual + predicted)).mean(axis=1)
-    else:
-        raise ValueError(f"unknown metric {metric!r}: expected balanced_accuracy, accuracy or macro_f1")
-    return value
+    resampled = [measured(*drawn) for drawn in draws(labels, num_seeds, resamples, seed)]
+    return measured(np.arange(num_seeds), np.arange(len(labels))), np.stack(resampled)

@@ -1,0 +1,188 @@
+"""Studies on rendered faces: which half of the method limits, how it fares with other noise, flags and policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from diffinf.config import PresetName, RunConfig, apply_overrides, make_config
+from diffinf.data.rendered.annotate import NOISES
+from diffinf.data.rendered.write import render_dataset
+from diffinf.evaluate.measures import arm_measures
+from diffinf.pipeline import execute
+from diffinf.run import Run, read_json, read_table, stage_key, write_json
+from evidence_material import run_like
+from evidence_results import RESAMPLES, costs, difference
+from evidence_show import draw_cases, interval
+from evidence_training import Budget, train_arms
+
+# Smaller than bench-1, of the same kind: figures compare within a study.
+FACES: dict[str, Any] = {"n": 3300, "size": 64, "identities": 400, "noise": "confounded", "rate": 0.27}
+RATES = (0.1, 0.25, 0.4)
+SHARES = (0.1, 0.2, 0.3, 0.4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of a study.
+
+    Attributes:
+        name: as the figure calls it.
+        faces: what is rendered otherwise than `FACES`.
+        settings: "stage.field=value" of the run, over those of the study's base.
+    """
+
+    name: str
+    faces: dict[str, Any] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Some arms, trained in some cases."""
+
+    title: str
+    arms: tuple[str, ...]
+    cases: tuple[Case, ...]
+
+
+_BASE = (Case("confounded 27 %"),)
+STUDIES: dict[str, Study] = {
+    "noise": Study(
+        "noise by kind and rate",
+        ("baseline", "resample", "diffinf", "oracle-edit"),
+        (
+            Case("none", {"noise": "none", "rate": 0.0}),
+            *(
+                Case(f"{noise} {rate:.0%}", {"noise": noise, "rate": rate})
+                for noise in NOISES[1:]
+                for rate in RATES
+            ),
+        ),
+    ),
+    "share": Study(
+        "share flagged",
+        ("baseline", "filter", "relabel", "resample", "diffinf", "oracle-edit"),
+        tuple(Case(f"{share:.0%}", settings=(f"influence.share={share}",)) for share in SHARES),
+    ),
+    "policies": Study(
+        "edit, relabel, drop, resample: the same flags",
+        (
+            "baseline",
+            "diffinf",
+            "diffinf-edit-or-relabel",
+            "diffinf-edit-or-drop",
+            "relabel",
+            "filter",
+            "resample",
+        ),
+        _BASE,
+    ),
+    "halves": Study(
+        "which half limits: our editor with perfect flags, perfect edits with our flags",
+        ("baseline", "diffinf", "true-flags", "oracle-edit", "clean"),
+        _BASE,
+    ),
+    "clean": Study(
+        "labels without a mistake: no harm",
+        ("baseline", "diffinf"),
+        (Case("none", {"noise": "none", "rate": 0.0}),),
+    ),
+    "paper": Study(
+        "self-influence alone and our score", ("baseline", "diffinf-paper", "diffinf", "oracle-edit"), _BASE
+    ),
+}
+
+
+def run_study(
+    name: str,
+    budget: Budget,
+    folder: Path,
+    overrides: list[str],
+    preset: PresetName,
+    faces: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Take every case of a study as far as its arms, or go on with it; writes NAME.json and NAME.png in `folder`.
+
+    Cases with the same faces and settings share one run and the trainings of their arms, also between studies.
+    """
+    study = STUDIES[name]
+    cases = []
+    for case in study.cases:
+        run, place = _repaired(case, folder, overrides, preset, {**FACES, **(faces or {})})
+        trained = train_arms(run, study.arms, budget, place)
+        cases.append({"case": case.name, **_entry(run, trained)})
+    found = {
+        "study": name,
+        "title": study.title,
+        "faces": {**FACES, **(faces or {})},
+        "seeds": budget.seeds,
+        "steps": budget.classifier.steps,
+        "cases": cases,
+    }
+    write_json(folder / f"{name}.json", found)
+    draw_cases(found, folder / f"{name}.png")
+    return found
+
+
+def _repaired(
+    case: Case, folder: Path, overrides: list[str], preset: PresetName, faces: dict[str, Any]
+) -> tuple[Run, Path]:
+    """The repaired run of a case, and the folder of its arms."""
+    rendered = {**faces, **case.faces}
+    places = folder / stage_key(rendered)[:12]
+    file = places / "faces.parquet"
+    if not file.exists():
+        render_dataset(file, seed=0, **rendered)
+    values: dict[str, Any] = {
+        "seed": 0,
+        "data": {"id": "id", "split": "split", "identity": "identity"},
+        "autoencoder": {"weights": "rendered"},
+    }
+    base = make_config(str(file.resolve()), preset_name=preset, values=values, overrides=overrides)
+    run = execute(base, until="repair", out=places / "run")
+    if not case.settings:
+        return run, places
+    changed: RunConfig = apply_overrides(base, list(case.settings))
+    place = places / stage_key(list(case.settings))[:12]
+    return run_like(run, changed, place / "run"), place
+
+
+def _entry(run: Run, trained: Any) -> dict[str, Any]:
+    """The figures of one case: flags, edits, arms, and each arm against the baseline."""
+    flagged = read_table(run.scores)["flagged"].to_numpy()
+    statuses = read_table(run.edits)["status"].to_pylist()
+    detection = read_json(run.evaluation)["detection"] if run.evaluation.exists() else {}
+    everything = range(next(iter(trained.counts.values())).shape[0])
+    arms: dict[str, Any] = {}
+    for arm, seeds in trained.test.items():
+        if seeds:
+            logits = np.stack([seeds[seed] for seed in sorted(seeds)])
+            arms[arm] = arm_measures(logits, trained.labels, resamples=RESAMPLES).to_dict()
+            arms[arm]["minus_baseline"] = difference(trained, arm, "baseline", everything, RESAMPLES)
+    return {
+        "n": len(flagged),
+        "flagged": int(flagged.sum()),
+        "precision": detection.get("precision_at_flagged"),
+        "edited": statuses.count("edited"),
+        "diverged": {arm: seeds for arm, seeds in trained.diverged.items() if seeds},
+        "cost": costs(trained, run.timings()),
+        "arms": arms,
+    }
+
+
+def show_study(study: dict[str, Any], console: Console) -> None:
+    """Print a study, a row for each case and arm."""
+    table = Table("case", "flagged", "arm", "balanced accuracy", "minus baseline", title=study["title"])
+    for case in study["cases"]:
+        for arm, row in case["arms"].items():
+            flagged = f"{case['flagged']} of {case['n']}"
+            table.add_row(
+                case["case"], flagged, arm, interval(row["primary"]), interval(row["minus_baseline"])
+            )
+    console.print(table)

@@ -1,0 +1,52 @@
+"""The repaired datasets that benchmarks share: rendered faces or photographs, and the settings of their runs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffinf.config import RunConfig, make_config
+from diffinf.data.rendered.factors import FACTORS, FaceFactors
+from diffinf.data.rendered.write import FILE_NAME, render_dataset
+from diffinf.run import file_sha256
+from diffinf.stages.workspace import Workspace, default_preset
+from fer_noise import prepare
+
+FER_ROWS = 8000
+
+
+def dataset(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Render or prepare the dataset, unless it is there; the file, and what the report says of it."""
+    if options.rendered:
+        faces = options.out / FILE_NAME
+        if not faces.exists():
+            render_dataset(faces, preset="bench-1", seed=0)
+        return faces, {"rendered": "bench-1, seed 0", "sha256": file_sha256(faces)}
+    faces = options.out / "8k.parquet"
+    prepared = prepare(options.data, faces, FER_ROWS)
+    source = {"file": options.data.name, "sha256": file_sha256(options.data)}
+    return faces, {**source, "prepared_sha256": file_sha256(faces), **asdict(prepared)}
+
+
+def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
+    """The settings of the run: the preset's, with longer trainings, under what --set says."""
+    name = options.preset or default_preset()
+    values: dict[str, Any] = {"seed": 0, "data": {"id": "id", "split": "split"}}
+    if options.rendered:
+        values["data"]["identity"] = "identity"
+        values["autoencoder"] = {"weights": "rendered"}
+    elif name != "tiny":
+        values["autoencoder"] = {"steps": 3000, "guide_steps": 3000}
+    if name != "tiny":
+        values["classifier"] = {"steps": 1000 if options.rendered else 3000}
+    return make_config(str(faces.resolve()), preset_name=name, values=values, overrides=options.set)
+
+
+def rendered_factors(workspace: Workspace) -> FaceFactors | None:
+    """The true factors of the training samples, (N,); None where the faces were not rendered."""
+    truth = workspace.dataset.truth()
+    if any(f"truth_{name}" not in truth for name in FACTORS):
+        return None
+    return FaceFactors(**{name: truth[f"truth_{name}"][workspace.rows] for name in FACTORS})
