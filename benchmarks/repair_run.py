@@ -10,6 +10,7 @@ from typing import Any
 from diffinf.config import RunConfig, make_config
 from diffinf.data.rendered.factors import FACTORS, FaceFactors
 from diffinf.data.rendered.write import FILE_NAME, render_dataset
+from diffinf.demo import RENDERED_REPAIR
 from diffinf.run import file_sha256
 from diffinf.stages.workspace import Workspace, default_preset
 from fer_noise import prepare
@@ -37,6 +38,7 @@ def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
     if options.rendered:
         values["data"]["identity"] = "identity"
         values["autoencoder"] = {"weights": "rendered"}
+        values["repair"] = RENDERED_REPAIR
     elif name != "tiny":
         values["autoencoder"] = {"steps": 3000, "guide_steps": 3000}
     if name != "tiny":

@@ -261,13 +261,13 @@ class RepairConfig(StageConfig):
         description="what draws an image to its label: contexts and guide, the guide or the contexts alone, contexts "
         "with fresh noise, the moved code alone, or a linear direction of the code",
     )
-    guidance: float = Field(3.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
+    guidance: float = Field(4.0, ge=0, description="w of (1 + w)·positive context - w·negative context")
     fresh_noise: float = Field(
         0.5, ge=0, le=1, description="renoised: share of the stochastic code's variance that is drawn anew"
     )
     guide_scale: float = Field(0.25, ge=0, description="step of the guide, in units of the latents' spread")
     finish_depth: float = Field(
-        0.3,
+        0.25,
         gt=0,
         le=1,
         description="noise level from which the denoiser alone makes a face of what the guide drew",
@@ -276,10 +276,10 @@ class RepairConfig(StageConfig):
     guide_noise: float = Field(0.3, ge=0, description="noise that the guide looks through, in latent units")
     guide_share: float = Field(0.2, gt=0, le=1, description="share of the positions that the guide may move")
     guide_smoothness: float = Field(
-        1.5, gt=0, description="spread in positions of what is too smooth to be an expression"
+        0.7, gt=0, description="spread in positions of what is too smooth to be an expression"
     )
     blend_difference: float = Field(
-        0.12,
+        0.05,
         gt=0,
         description="change in [0, 2] from which on the decoded edit replaces the original's pixels",
     )
@@ -287,7 +287,7 @@ class RepairConfig(StageConfig):
         0.04, gt=0, description="softness of that seam, as a share of the image's side"
     )
     strengths: list[float] = Field(
-        [0.8, 1.4, 2.2],
+        [0.8, 0.5, 1.1, 1.5, 2.0],
         min_length=1,
         description="strengths tried, in this order; the first that passes is taken. After one that does not show the "
         "label only stronger ones are tried, after one that lost the person only gentler ones",
