@@ -27,7 +27,7 @@ from diffinf.errors import UserError
 from diffinf.pipeline import execute
 from diffinf.run import Run, file_sha256, read_json, write_json
 from diffinf.stages.workspace import default_preset, resolve_device
-from evidence_material import check_apart, workspace_of
+from evidence_material import workspace_of
 from evidence_results import choose, results
 from evidence_show import draw_arms, show
 from evidence_studies import STUDIES, run_study, show_study
@@ -100,16 +100,14 @@ def compare(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train, choose, test; tables, chart, and what the report holds."""
     run = repaired(options)
     workspace = workspace_of(run)
-    if not options.allow_shared:
-        check_apart(workspace)
     names = workspace.dataset.class_names
-    config = apply_overrides(run.config, options.set)
+    workspace.config = config = apply_overrides(run.config, options.set)
     budget = budget_of(options, config)
     classes = primary_classes(names)
     arms = [arm for arm in options.arms if arm != WITH_BEST]
-    trained = train_arms(run, arms, budget, options.out)
+    trained = train_arms(workspace, arms, budget, options.out)
     if WITH_BEST in options.arms and (robust := choose(trained, classes)["robust"]) is not None:
-        trained = train_arms(run, [*arms, f"diffinf+{robust}"], budget, options.out)
+        trained = train_arms(workspace, [*arms, f"diffinf+{robust}"], budget, options.out)
     found = results(trained, classes, names, run.timings())
     show(found, console)
     draw_arms(found, options.out / "evidence.png")
@@ -130,10 +128,12 @@ def compare(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 def search(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Search the knobs and put them into the file, beside those of the other task."""
     run = repaired(options)
-    names = workspace_of(run).dataset.class_names
+    workspace = workspace_of(run)
+    names = workspace.dataset.class_names
     methods = [arm for arm in options.arms if arm in GRID]
-    budget = budget_of(options, apply_overrides(run.config, options.set))
-    figures = tune(run, methods, budget, options.out, primary_classes(names))
+    workspace.config = apply_overrides(run.config, options.set)
+    budget = budget_of(options, workspace.config)
+    figures = tune(workspace, methods, budget, options.out, primary_classes(names))
     knobs = best_knobs(figures)
     for method, values in figures.items():
         tried = ", ".join(f"{value}: {figure:.3f}" for value, figure in values.items())
@@ -214,7 +214,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, help="trainings at once on a CPU (one a core)")
     parser.add_argument("--knobs", type=Path, default=KNOBS_FILE, help="file that --tune writes")
-    parser.add_argument("--allow-shared", action="store_true", help="people or images in both train and test")
     parser.add_argument("--out", type=Path, help="folder for everything")
     parser.add_argument("--preset", help="as for `diffinf run`: gpu where there is one, else cpu")
     parser.add_argument("--set", action="append", default=[], metavar="stage.field=value", help="repeatable")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from diffinf.data.rendered.tasks import CLASS_NAMES, Task, counterfactual
 from diffinf.errors import UserError
 from diffinf.influence.flag import flag
 from diffinf.pipeline import execute
-from diffinf.run import Run, load_tensors, read_json, read_table, write_text
+from diffinf.run import Run, load_tensors, read_table, write_text
+from diffinf.stages.comparing import arm_material, check_apart, check_pictures
 from diffinf.stages.workspace import Workspace
 from repair_run import rendered_factors
 
@@ -46,45 +47,29 @@ def workspace_of(run: Run) -> Workspace:
     return Workspace(run, open_dataset(config.dataset, config.data, seed=config.seed))
 
 
-def read_material(workspace: Workspace, arms: Iterable[str]) -> dict[str, Any]:
-    """Keyword arguments of `run_arms` out of the run's files and, for `clean` and `oracle-edit`, the truth."""
-    run, dataset = workspace.run, workspace.dataset
-    scores, edits = read_table(run.scores), read_table(run.edits).to_pylist()
-    code_of = {name: code for code, name in enumerate(dataset.class_names)}
-    rows = [int(row) for row in workspace.rows_of([edit["id"] for edit in edits])]
-    pictures = load_tensors(run.repair / "pictures.safetensors") if edits else {}
-    by_row = dict(zip(rows, edits, strict=True))
-    test, validation = dataset.rows("test"), dataset.rows("validation")
-    if not len(test) or not len(validation):
-        raise UserError(f"{workspace.config.dataset}: expected samples in the splits validation and test")
+def read_material(workspace: Workspace, arms: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Keyword arguments of `run_arms` out of the run's files and, for the arms that ask for them, of the truth.
+
+    The editor's runs under other flags (`true-flags`, `diffinf-paper`) are made in `folder`.
+
+    Raises:
+        UserError: test and training are not apart, there is no validation split, or an arm needs a truth that nobody
+            knows.
+    """
+    check_apart(workspace)
+    found = arm_material(workspace, arms)
+    check_pictures(workspace, found["images_test"])
+    if found["images_validation"] is None:
+        raise UserError(f"{workspace.config.dataset}: no sample is in the split validation, to choose on")
     bases = {split_arm(arm)[0] for arm in arms}
-    found: dict[str, Any] = {
-        "images_train": workspace.images,
-        "labels_train": workspace.labels,
-        "ids": workspace.ids,
-        "flagged": scores["flagged"].to_numpy(),
-        "appears": np.array([code_of[name] for name in scores["appears"].to_pylist()], dtype=np.int64),
-        "edited_images": accepted_edits(run, workspace),
-        "relabelled": {
-            row: code_of[edit["new_label"]] for row, edit in by_row.items() if edit["status"] == "relabelled"
-        },
-        "dropped": {row for row, edit in by_row.items() if edit["status"] == "dropped"},
-        "roundtrip_images": {row: pictures["roundtrip"][m] for m, row in enumerate(rows)},
-        "images_test": workspace.images_of(test),
-        "labels_test": torch.from_numpy(dataset.labels[test]),
-        "images_validation": workspace.images_of(validation),
-        "labels_validation": torch.from_numpy(dataset.labels[validation]),
-        "spec": workspace.spec,
-        "device": workspace.device,
-        "seed": workspace.seed,
-        "noise_rate": read_json(run.flags)["estimated_noise"],
-    }
     if "clean" in bases:
-        found["truth"] = torch.from_numpy(_truth(workspace))
+        _truth(workspace)
     if "oracle-edit" in bases:
         found["oracle_images"] = oracle_images(workspace)
-    if "cleanlab" in bases:
-        found["cleanlab_issues"] = cleanlab_issues(workspace)
+    if "true-flags" in bases:
+        found["true_flag_edits"] = edits_under_flags(workspace, wrong_ids(workspace), folder / "true-flags")
+    if "diffinf-paper" in bases:
+        found["paper_edits"] = edits_under_flags(workspace, influential_ids(workspace), folder / "paper")
     return found
 
 
@@ -96,17 +81,6 @@ def accepted_edits(run: Run, workspace: Workspace) -> dict[int, Tensor]:
     pictures = load_tensors(run.repair / "pictures.safetensors")["edited"]
     rows = workspace.rows_of([edit["id"] for edit in edits])
     return {int(rows[m]): pictures[m] for m, edit in enumerate(edits) if edit["status"] == "edited"}
-
-
-def cleanlab_issues(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """What cleanlab prunes, bool (N,), as the run's scores hold it; UserError where they do not."""
-    column = read_table(workspace.run.scores)["confident_learning"]
-    if column.null_count:
-        raise UserError(
-            f"{workspace.run.scores}: cleanlab's column is empty; install cleanlab and score again, or leave the "
-            "arm out"
-        )
-    return np.asarray(column.to_numpy() >= 1)
 
 
 def oracle_images(workspace: Workspace) -> dict[int, Tensor]:
@@ -178,31 +152,6 @@ def run_like(run: Run, config: RunConfig, folder: Path) -> Run:
         shutil.copytree(run.path, partial, ignore=shutil.ignore_patterns(*_OF_THE_FLAGS))
         partial.rename(folder)
     return execute(config, until="repair", out=folder)
-
-
-def check_apart(workspace: Workspace) -> None:
-    """Refuse a test split that shares people or exact images with the training split; UserError names one."""
-    dataset, source = workspace.dataset, workspace.config.dataset
-    test = dataset.rows("test")
-    if dataset.identities is not None:
-        people = dataset.identities
-        if shared := sorted({*people[test].tolist()} & {*people[workspace.rows].tolist()} - {""}):
-            raise UserError(
-                f"{source}: {len(shared)} people are in both train and test, such as {shared[0]}; split the data "
-                "by person, or say --allow-shared"
-            )
-    known = {_digest(image): id_ for image, id_ in zip(workspace.images, workspace.ids.tolist(), strict=True)}
-    images = zip(workspace.images_of(test), dataset.ids[test].tolist(), strict=True)
-    copies = [(known[digest], id_) for image, id_ in images if (digest := _digest(image)) in known]
-    if copies:
-        raise UserError(
-            f"{source}: {len(copies)} test images are in train too, such as {copies[0][1]} (in train "
-            f"{copies[0][0]}); remove them, or say --allow-shared"
-        )
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
 
 
 def _truth(workspace: Workspace) -> np.ndarray[Any, np.dtype[np.int64]]:

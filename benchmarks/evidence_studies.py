@@ -16,7 +16,7 @@ from diffinf.data.rendered.write import render_dataset
 from diffinf.evaluate.measures import arm_measures
 from diffinf.pipeline import execute
 from diffinf.run import Run, read_json, read_table, stage_key, write_json
-from evidence_material import run_like
+from evidence_material import run_like, workspace_of
 from evidence_results import RESAMPLES, costs, difference
 from evidence_show import draw_cases, interval
 from evidence_training import Budget, train_arms
@@ -115,7 +115,7 @@ def run_study(
     cases = []
     for case in study.cases:
         run, place = _repaired(case, folder, overrides, preset, {**FACES, **(faces or {})})
-        trained = train_arms(run, study.arms, budget, place)
+        trained = train_arms(workspace_of(run), study.arms, budget, place)
         cases.append({"case": case.name, **_entry(run, trained)})
     found = {
         "study": name,

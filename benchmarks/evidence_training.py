@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffinf.compare.runner import run_arms
-from diffinf.config import ClassifierConfig, CompareConfig, split_arm
+from diffinf.config import ClassifierConfig, CompareConfig
 from diffinf.evaluate.gain import balanced_accuracy
-from diffinf.run import Run, load_tensors, read_json
+from diffinf.run import load_tensors, read_json
 from diffinf.stages.workspace import Workspace
-from evidence_material import edits_under_flags, influential_ids, read_material, workspace_of, wrong_ids
+from evidence_material import read_material
 from evidence_results import Trained, read_trained
 
 # The main knob of each method that has one, as many values for all.
@@ -48,37 +48,26 @@ class Budget:
         return CompareConfig(arms=list(arms), seeds=self.seeds, workers=self.workers, knobs=dict(self.knobs))
 
 
-def train_arms(run: Run, arms: Sequence[str], budget: Budget, folder: Path) -> Trained:
-    """Train the arms on what `run` left, or go on with it; their predictions of test and validation.
-
-    The editor's runs under other flags that the arms ask for (`true-flags`, `diffinf-paper`) are made in `folder`.
-    """
-    workspace = workspace_of(run)
-    material = read_material(workspace, arms)
-    bases = {split_arm(arm)[0] for arm in arms}
-    if "true-flags" in bases:
-        edits = edits_under_flags(workspace, wrong_ids(workspace), folder / "true-flags")
-        material["true_flag_edits"] = edits
-    if "diffinf-paper" in bases:
-        edits = edits_under_flags(workspace, influential_ids(workspace), folder / "paper")
-        material["paper_edits"] = edits
-    places = folder / "arms"
+def train_arms(workspace: Workspace, arms: Sequence[str], budget: Budget, folder: Path) -> Trained:
+    """Train the arms on what the run left, in `folder`, or go on with it; their predictions of test and validation."""
     table = run_arms(
-        **material, config=budget.classifier, compare=budget.compare(arms), directory=places, progress=True
+        **read_material(workspace, arms, folder),
+        config=budget.classifier,
+        compare=budget.compare(arms),
+        directory=folder / "arms",
     )
-    return read_trained(places, table, workspace.labels.numpy())
+    return read_trained(folder / "arms", table, workspace.labels.numpy())
 
 
 def tune(
-    run: Run, methods: Sequence[str], budget: Budget, folder: Path, classes: Sequence[int]
+    workspace: Workspace, methods: Sequence[str], budget: Budget, folder: Path, classes: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Train each method with one seed at each value of its grid: method -> value -> figure on validation.
 
     The figure is balanced accuracy over `classes`, labels as given. The validation images take the place of the
     test images: of the test split nothing is predicted. A training that diverges has no figure.
     """
-    workspace: Workspace = workspace_of(run)
-    material = read_material(workspace, methods)
+    material = read_material(workspace, methods, folder)
     for name in ("images", "labels"):
         material[f"{name}_test"] = material.pop(f"{name}_validation")
     labels = material["labels_test"].numpy()

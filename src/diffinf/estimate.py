@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from diffinf import progress
+from diffinf.classify.methods import COST
 from diffinf.classify.model import ClassifierSpec, create_classifier, to_input
 from diffinf.classify.train import train_classifier
-from diffinf.config import RunConfig
+from diffinf.config import RunConfig, split_arm
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
 from diffinf.features.dlib_faces import SECONDS
@@ -161,7 +162,7 @@ class _Timing:
         config = self.config.compare
         steps = self.config.classifier.steps
         one = steps * self._step(threads=1 if self.device.type == "cpu" else None)
-        count = len(config.arms) * config.seeds
+        count = config.seeds * sum(COST.get(split_arm(arm)[1] or "", 1) for arm in config.arms)
         rows = [
             (
                 f"{len(config.arms)} arms of {config.seeds} seeds, {self.workers} at once",

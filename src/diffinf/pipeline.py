@@ -42,7 +42,7 @@ from diffinf.run import (
     stage_key,
     write_table,
 )
-from diffinf.stages.comparing import compare_run
+from diffinf.stages.comparing import check_comparison, compare_run
 from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
 from diffinf.stages.refining import REFINED, refine
@@ -92,6 +92,8 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         run.sweep()
         workspace = Workspace(run, dataset, team)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
+        if until in ("compare", "report"):
+            check_comparison(workspace)
         _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():

@@ -222,14 +222,6 @@ def test_flags_of_the_truth_and_of_self_influence(tmp_path: Path) -> None:
         material.wrong_ids(workspace(truth=lambda: None))
 
 
-def test_what_cleanlab_prunes_is_read_from_the_scores(tmp_path: Path) -> None:
-    run = with_scores(tmp_path, confident_learning=[1.2, 0.9, 1.0])
-    assert material.cleanlab_issues(SimpleNamespace(run=run)).tolist() == [True, False, True]
-    empty = with_scores(tmp_path, confident_learning=pa.nulls(3, pa.float64()))
-    with pytest.raises(UserError, match="install cleanlab"):
-        material.cleanlab_issues(SimpleNamespace(run=empty))
-
-
 def test_a_run_under_other_flags_keeps_what_does_not_depend_on_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,15 +255,24 @@ def test_a_run_under_other_flags_keeps_what_does_not_depend_on_them(
     assert material.edits_under_flags(here, [], tmp_path / "none") == {} and len(asked) == 1
 
 
-def test_a_test_split_that_is_in_training_is_refused() -> None:
-    material.check_apart(workspace())
-    with pytest.raises(UserError, match=r"1 test images are in train too, such as p12 \(in train p3\)"):
-        images = torch.tensor([10, 11, 3, 13])[:, None, None, None].expand(-1, 1, 4, 4).byte()
-        material.check_apart(workspace(images_of=lambda rows: images))
-    here = workspace()
-    here.dataset.identities = np.array([*"abcdefghij", "k", "c", "", "l"])
-    with pytest.raises(UserError, match="1 people are in both train and test, such as c"):
-        material.check_apart(here)
+def test_only_what_the_arms_ask_for_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"images_test": torch.zeros(1), "images_validation": torch.zeros(1)}
+    apart: list[str] = []
+    monkeypatch.setattr(material, "arm_material", lambda here, arms: dict(given))
+    monkeypatch.setattr(material, "check_apart", lambda here: apart.append("files"))
+    monkeypatch.setattr(material, "check_pictures", lambda here, images: apart.append("pictures"))
+    monkeypatch.setattr(material, "edits_under_flags", lambda here, ids, folder: {folder.name: ids})
+    monkeypatch.setattr(material, "wrong_ids", lambda here: ["w"])
+    monkeypatch.setattr(material, "influential_ids", lambda here: ["i"])
+    found = material.read_material(workspace(), ["baseline", "true-flags", "diffinf-paper+gce"], tmp_path)
+    assert found["true_flag_edits"] == {"true-flags": ["w"]} and found["paper_edits"] == {"paper": ["i"]}
+    assert apart == ["files", "pictures"]
+    assert material.read_material(workspace(), ["baseline", "gce"], tmp_path).keys() == given.keys()
+    with pytest.raises(UserError, match="no column truth_label"):
+        material.read_material(workspace(truth=lambda: None), ["clean"], tmp_path)
+    given["images_validation"] = None
+    with pytest.raises(UserError, match="validation, to choose on"):
+        material.read_material(workspace(), ["baseline"], tmp_path)
 
 
 # Knobs, studies, the command
@@ -285,16 +286,16 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> FakeArms:
     splits = {"labels_test": labels, "images_test": "test", "labels_validation": labels.flip(0)}
     monkeypatch.setattr(training, "run_arms", arms)
     monkeypatch.setattr(training, "read_material", lambda *_: {**splits, "images_validation": "validation"})
-    annotated = torch.arange(50) % CLASSES
-    monkeypatch.setattr(training, "workspace_of", lambda run: workspace(labels=annotated))
+    monkeypatch.setattr(studies, "workspace_of", lambda run: HERE)
     return arms
 
 
+HERE = workspace(labels=torch.arange(50) % CLASSES)
 BUDGET = training.Budget(ClassifierConfig(steps=5), seeds=2)
 
 
 def test_knobs_are_searched_without_the_test_images(trainer: FakeArms, tmp_path: Path) -> None:
-    figures = training.tune(Run(tmp_path), ["gce", "elr"], BUDGET, tmp_path, ALL)
+    figures = training.tune(HERE, ["gce", "elr"], BUDGET, tmp_path, ALL)
     assert [call["images_test"] for call in trainer.calls] == ["validation"] * 4
     assert all("images_validation" not in call for call in trainer.calls)
     assert [call["compare"].knobs["gce"] for call in trainer.calls] == list(training.GRID["gce"])
@@ -307,19 +308,14 @@ def test_the_same_budget_for_every_method() -> None:
     assert training.best_knobs({"a": {"0.5": 0.7, "10": 0.9, "2": 0.9}, "b": {}}) == {"a": 2}
 
 
-def test_the_arms_are_trained_on_edits_under_other_flags(
-    trainer: FakeArms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "edits_under_flags", lambda here, ids, folder: {folder.name: ids})
-    monkeypatch.setattr(training, "wrong_ids", lambda here: ["w"])
-    monkeypatch.setattr(training, "influential_ids", lambda here: ["i"])
-    arms = ["baseline", "true-flags", "diffinf-paper+gce"]
-    trained = training.train_arms(Run(tmp_path), arms, BUDGET, tmp_path)
-    assert list(trained.test) == arms and trained.counts["baseline"].tolist() == [10] * CLASSES
-    assert trainer.calls[0]["true_flag_edits"] == {"true-flags": ["w"]}
-    assert trainer.calls[0]["paper_edits"] == {"paper": ["i"]}
-    training.train_arms(Run(tmp_path), ["baseline"], BUDGET, tmp_path)
-    assert "paper_edits" not in trainer.calls[1], "not asked for, not made"
+def test_arms_are_trained_alike_and_their_predictions_read_back(trainer: FakeArms, tmp_path: Path) -> None:
+    budget = training.Budget(ClassifierConfig(steps=5), seeds=2, workers=1, knobs={"gce": 0.3})
+    trained = training.train_arms(HERE, ["baseline", "gce"], budget, tmp_path)
+    assert list(trained.test) == ["baseline", "gce"] and list(trained.validation["gce"]) == [0, 1]
+    assert trained.counts["baseline"].tolist() == [10] * CLASSES
+    asked = trainer.calls[0]
+    assert asked["compare"].knobs == {"gce": 0.3} and asked["compare"].workers == 1
+    assert asked["config"].steps == 5 and asked["directory"] == tmp_path / "arms"
 
 
 def fake_case(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[studies.Case]:

@@ -258,6 +258,7 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sce": symmetric_cross_entropy,
     "aldr-kl": aldr_kl,
 }
+COST = {"co-teaching": 2, "sam": 2}  # of a step, where it is more than one of cross-entropy
 LABELS_ONLY = frozenset(_LOSSES)  # methods that take no shares of the classes in the place of labels
 
 

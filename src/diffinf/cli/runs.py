@@ -180,7 +180,6 @@ def _take_further(
 for _name, _doc in (
     ("score", "Score every training sample (self-influence and others) and flag."),
     ("train-autoencoder", "Train the diffusion autoencoder, or take its weights."),
-    ("compare", "Retrain: baseline, filter, relabel, resample, diffinf."),
 ):
     app.command(_name)(_stage_command(_name, _doc + " Stages before it that are not done are run first."))
 
@@ -201,6 +200,32 @@ def repair(
     """
     values = {"device": device, "repair": {"policy": policy}}
     _take_further(run, "repair", values, set_, from_scratch, estimate, as_json)
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms with commas between: baseline,gce,diffinf,diffinf+gce (default baseline,filter,relabel,"
+            "resample,diffinf; docs/guide.md has them all)."
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each arm (default 3).")] = None,
+    set_: Set = None,
+    device: Device = None,
+    from_scratch: FromScratch = False,
+    estimate: Estimate = False,
+    as_json: Json = False,
+) -> None:
+    """Retrain with equal steps each way of treating the flagged samples, and robust training beside them.
+
+    Stages before it that are not done are run first. An arm that is there already is not trained again.
+    """
+    names = None if arms is None else [name.strip() for name in arms.split(",") if name.strip()]
+    values = {"device": device, "compare": {"arms": names, "seeds": seeds}}
+    _take_further(run, "compare", values, set_, from_scratch, estimate, as_json)
 
 
 @app.command()

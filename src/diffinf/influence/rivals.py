@@ -112,12 +112,19 @@ def self_confidence(labels: Ints, logits: Floats) -> Floats:
 
 def confident_learning(labels: Ints, logits: Floats) -> Floats:
     """1 for what cleanlab prunes by noise rate, plus `self_confidence` to rank: 0 to 2 (arXiv 1911.00068)."""
+    return cleanlab_issues(labels, logits) + self_confidence(labels, logits)
+
+
+def cleanlab_issues(labels: Ints, logits: Floats) -> npt.NDArray[np.bool_]:
+    """Bool (N,): what cleanlab prunes by noise rate (arXiv 1911.00068), of out-of-fold logits (N, K)."""
     from cleanlab.filter import find_label_issues
 
-    issues = np.zeros(len(labels), dtype=bool)
-    if len(np.unique(labels)) == logits.shape[1]:  # the library refuses classes that no label names
-        issues = find_label_issues(labels, softmax(logits), filter_by="prune_by_noise_rate", n_jobs=1)
-    return issues + self_confidence(labels, logits)
+    if len(np.unique(labels)) < logits.shape[1]:  # the library refuses classes that no label names
+        return np.zeros(len(labels), dtype=bool)
+    probabilities = softmax(logits)
+    return np.asarray(
+        find_label_issues(labels, probabilities, filter_by="prune_by_noise_rate", n_jobs=1), dtype=bool
+    )
 
 
 def area_under_margin(labels: Ints, dynamics: npt.NDArray[np.floating]) -> Floats:

@@ -17,11 +17,23 @@ from diffinf.report.words import Gain, plain_figures
 
 ARMS = {
     "baseline": "trained on the data as given",
+    "gce": "generalised cross-entropy",
+    "sce": "symmetric cross-entropy",
+    "elr": "early-learning regularisation",
+    "aldr-kl": "the adaptive robust loss ALDR-KL",
+    "co-teaching": "two networks that choose each other's samples",
+    "sam": "sharpness-aware minimisation",
+    "cleanlab": "what cleanlab prunes left out",
     "filter": "flagged samples left out",
+    "down-weight": "flagged samples count less",
     "relabel": "flagged samples given the label they appear to show",
     "resample": "each flagged picture replaced by an unflagged one of its label",
     "roundtrip": "flagged pictures sent through the autoencoder, unedited",
     "diffinf": "flagged pictures edited to show their label",
+    "diffinf-edit-or-relabel": "as diffinf; refused ones relabelled where their label is probably wrong",
+    "diffinf-edit-or-drop": "as diffinf; refused ones left out where their label is probably wrong",
+    "diffinf-paper": "edits under flags by self-influence, as published",
+    "true-flags": "edits under perfect flags",
     "clean": "all labels replaced by the true ones",
     "oracle-edit": "flagged pictures replaced by ones that truly fit their label",
 }
@@ -123,7 +135,7 @@ def _arm_row(files: RunFiles, arm: str) -> dict[str, Any] | None:
     means = {name: float(np.mean([row[name] for row in rows])) for name in _MEASURES}
     return {
         "name": arm,
-        "meaning": ARMS.get(arm, ""),
+        "meaning": "; ".join(ARMS[part] for part in arm.split("+") if part in ARMS),
         "ci": _interval(files, arm),
         "seeds": len(rows),
         "n_train": sorted({int(row["n_train"]) for row in rows}),

@@ -2,61 +2,178 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diffinf.classify.crossfit import load_crossfit
 from diffinf.compare.runner import run_arms
+from diffinf.config import split_arm
 from diffinf.errors import UserError
+from diffinf.influence.rivals import cleanlab_issues
 from diffinf.run import load_tensors, read_table, write_json
+from diffinf.stages.refining import decisions
+from diffinf.stages.scores import name_some
 from diffinf.stages.workspace import Workspace
+
+_KNOW_TRUTH = ("clean", "true-flags", "oracle-edit")
+_OF_BENCHMARKS = ("diffinf-paper", "true-flags", "oracle-edit")  # a run makes no such images
 
 
 def compare_run(workspace: Workspace) -> None:
-    """Write compare.parquet, compare/ and classifier/final/."""
-    run, config, dataset = workspace.run, workspace.config, workspace.dataset
-    scores, edits = read_table(run.scores), read_table(run.edits)
-    code_of = {name: code for code, name in enumerate(dataset.class_names)}
-    rows, statuses = workspace.rows_of(edits["id"].to_pylist()), edits["status"].to_pylist()
-    having = {
-        status: [(m, int(row)) for m, row in enumerate(rows) if statuses[m] == status]
-        for status in ("edited", "relabelled", "dropped")
-    }
-    new_labels = edits["new_label"].to_pylist()
-    pictures = load_tensors(run.repair / "pictures.safetensors")
-    test = dataset.rows("test")
+    """Write compare.parquet, compare/ and classifier/final/.
+
+    Raises:
+        UserError: an arm lacks what it needs, or the test split shares samples with training.
+    """
+    check_comparison(workspace)
+    run, config = workspace.run, workspace.config
+    material = arm_material(workspace, config.compare.arms)
+    check_pictures(workspace, material["images_test"])
     run_arms(
-        images_train=workspace.images,
-        labels_train=workspace.labels,
-        ids=workspace.ids,
-        flagged=scores["flagged"].to_numpy(),
-        appears=np.array([code_of[name] for name in scores["appears"].to_pylist()], dtype=np.int64),
-        edited_images={row: pictures["edited"][m] for m, row in having["edited"]},
-        relabelled={row: code_of[new_labels[m]] for m, row in having["relabelled"]},
-        dropped={row for _, row in having["dropped"]},
-        roundtrip_images={int(row): pictures["roundtrip"][m] for m, row in enumerate(rows)},
-        images_test=workspace.images_of(test),
-        labels_test=torch.from_numpy(dataset.labels[test]),
-        spec=workspace.spec,
+        **material,
         config=config.classifier,
         compare=config.compare,
-        seed=workspace.seed,
-        device=workspace.device,
         directory=run.compare,
-        truth=_truth(workspace),
         final_directory=run.classifier / "final",
         table_path=run.comparison,
     )
     write_json(run.compare / "refined.json", {"refine": run.key("refine")})  # what the arms were trained on
 
 
-def _truth(workspace: Workspace) -> torch.Tensor | None:
-    """Return the true labels, (N,), for the one arm that is trained on them as a reference; None without it."""
-    if "clean" not in workspace.config.compare.arms:
-        return None
-    truth = workspace.truth()
-    if truth is None:
+def arm_material(workspace: Workspace, arms: Sequence[str]) -> dict[str, Any]:
+    """Return what `diffinf.compare.runner.run_arms` is given of the run's files and its dataset for `arms`."""
+    run, dataset = workspace.run, workspace.dataset
+    scores, edits = read_table(run.scores), read_table(run.edits)
+    code_of = {name: code for code, name in enumerate(dataset.class_names)}
+    rows, statuses = workspace.rows_of(edits["id"].to_pylist()), edits["status"].to_pylist()
+    relabelled, dropped = _instead(workspace, edits)
+    pictures = load_tensors(run.repair / "pictures.safetensors")
+    test, validation = dataset.rows("test"), dataset.rows("validation")
+    return {
+        "images_train": workspace.images,
+        "labels_train": workspace.labels,
+        "ids": workspace.ids,
+        "flagged": scores["flagged"].to_numpy(),
+        "appears": np.array([code_of[name] for name in scores["appears"].to_pylist()], dtype=np.int64),
+        "edited_images": {
+            int(row): pictures["edited"][m] for m, row in enumerate(rows) if statuses[m] == "edited"
+        },
+        "relabelled": relabelled,
+        "dropped": dropped,
+        "roundtrip_images": {int(row): pictures["roundtrip"][m] for m, row in enumerate(rows)},
+        "images_test": workspace.images_of(test),
+        "labels_test": torch.from_numpy(dataset.labels[test]),
+        "images_validation": workspace.images_of(validation) if len(validation) else None,
+        "labels_validation": torch.from_numpy(dataset.labels[validation]) if len(validation) else None,
+        "spec": workspace.spec,
+        "seed": workspace.seed,
+        "device": workspace.device,
+        "noise_rate": float(1 - np.mean(scores["label_trust"].to_numpy())),
+        **_asked_for(workspace, arms),
+    }
+
+
+def _asked_for(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
+    """What only some arms need, if they are there."""
+    arms, found = _data_arms(names), dict[str, Any]()
+    if "clean" in arms and (truth := workspace.truth()) is not None:
+        found["truth"] = torch.from_numpy(truth)
+    if "cleanlab" in arms:
+        logits = load_crossfit(workspace.run.crossfit).logits.double().numpy()
+        found["cleanlab_issues"] = cleanlab_issues(workspace.labels.numpy(), logits)
+    if "diffinf-edit-or-relabel" in arms:
+        found["relabelled_instead"] = _instead(workspace, decisions(workspace.run, "edit-or-relabel"))[0]
+    if "diffinf-edit-or-drop" in arms:
+        found["dropped_instead"] = _instead(workspace, decisions(workspace.run, "edit-or-drop"))[1]
+    return found
+
+
+def _instead(workspace: Workspace, edits: pa.Table) -> tuple[dict[int, int], set[int]]:
+    """Samples that were relabelled, with the new label, and those that were dropped, in rows as of edits.parquet."""
+    rows = edits.select(["id", "status", "new_label"]).to_pylist()
+    code_of = {name: code for code, name in enumerate(workspace.dataset.class_names)}
+    paired = list(zip(workspace.rows_of([row["id"] for row in rows]).tolist(), rows, strict=True))
+    relabelled = {place: code_of[row["new_label"]] for place, row in paired if row["status"] == "relabelled"}
+    return relabelled, {place for place, row in paired if row["status"] == "dropped"}
+
+
+def _data_arms(names: Sequence[str]) -> set[str]:
+    return {split_arm(name)[0] for name in names}
+
+
+def check_comparison(workspace: Workspace) -> None:
+    """Refuse early what the comparison would refuse after hours.
+
+    Raises:
+        UserError: an arm lacks what it needs, or a test sample's file or person is in training too.
+    """
+    arms = _data_arms(workspace.config.compare.arms)
+    for arm in (name for name in _KNOW_TRUTH if name in arms):
+        if "truth_label" not in workspace.dataset.truth_columns:
+            raise UserError(
+                f"compare.arms: the arm {arm} is a reference that knows the truth, and the dataset has no column "
+                "truth_label; leave the arm out"
+            )
+    for arm in (name for name in _OF_BENCHMARKS if name in arms):
         raise UserError(
-            "compare.arms: the arm clean is trained on the truth, and the dataset has no column truth_label; "
-            "leave the arm out"
+            f"compare.arms: the arm {arm} needs images that a run does not make; benchmarks give them to "
+            "diffinf.compare.runner.run_arms; leave the arm out"
         )
-    return torch.from_numpy(truth)
+    if "cleanlab" in arms and find_spec("cleanlab") is None:
+        raise UserError(
+            'compare.arms: the arm cleanlab needs a package that is not installed: pip install "diffinf[peers]", '
+            "or leave the arm out"
+        )
+    check_apart(workspace)
+
+
+def check_apart(workspace: Workspace) -> None:
+    """Refuse a test split that shares files or persons with training, unless the settings allow it; UserError."""
+    data, train, test = workspace.dataset, workspace.rows, workspace.dataset.rows("test")
+    files = np.array(data.sha256)
+    shared = {"files": _shared(data.ids[test], files[test], files[train])}
+    if data.identities is not None:
+        shared["persons"] = _shared(data.ids[test], data.identities[test], data.identities[train])
+    _refuse_overlap(workspace, shared)
+
+
+def check_pictures(workspace: Workspace, images_test: Tensor) -> None:
+    """Refuse test pictures that are in training too, pixel by pixel, however their files were encoded."""
+    ids = workspace.dataset.ids[workspace.dataset.rows("test")]
+    known = _digests(workspace.images)
+    _refuse_overlap(workspace, {"pictures": _shared(ids, _digests(images_test), known)})
+
+
+def _digests(images: Tensor) -> npt.NDArray[np.str_]:
+    return np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images])
+
+
+def _shared(
+    ids: Sequence[str] | npt.NDArray[np.str_], keys: npt.NDArray[np.str_], known: npt.NDArray[np.str_]
+) -> list[str]:
+    """Those ids, (T,), whose keys, (T,), are among `known`; an empty key is like no other."""
+    there = set(known.tolist())
+    return [str(name) for name, key in zip(ids, keys.tolist(), strict=True) if key and key in there]
+
+
+def _refuse_overlap(workspace: Workspace, shared: dict[str, list[str]]) -> None:
+    n = len(workspace.dataset.rows("test"))
+    named = [
+        f"{what} of training in {len(ids)} of {n} test samples ({name_some(ids)})"
+        for what, ids in shared.items()
+        if ids
+    ]
+    if named and not workspace.config.compare.allow_overlap:
+        raise UserError(
+            f"{workspace.dataset.source.name}: the test split is not apart: {'; '.join(named)}; "
+            "`diffinf inspect` lists them: mend the splits, or compare all the same with --set "
+            "compare.allow_overlap=true"
+        )

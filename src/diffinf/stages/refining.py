@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffinf import __version__
+from diffinf.config import Policy
 from diffinf.data.card import MADE_BY
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.writers import write_refined
@@ -43,8 +44,12 @@ def restored_ids(run: Run) -> list[str]:
     return list(read_json(run.restored)) if run.restored.exists() else []
 
 
-def decisions(run: Run) -> pa.Table:
+def decisions(run: Run, policy: Policy | None = None) -> pa.Table:
     """The rows of edits.parquet, but for the column path: what the gate said, what was decided.
+
+    Args:
+        run: a repaired run.
+        policy: what would be decided under it; None: under that of the settings.
 
     Raises:
         UserError: nothing has been repaired yet.
@@ -63,7 +68,7 @@ def decisions(run: Run) -> pa.Table:
         # Whose label fits on a second look is neither relabelled nor dropped, even where no edit passed.
         [1.0 if row["id"] in stay else row["label_trust"] for row in rows],
         Counter(read_table(run.scores)["label"].to_pylist()),
-        run.config.repair.policy,
+        policy or run.config.repair.policy,
     )
     for row, status in zip(rows, statuses, strict=True):
         returned = row["id"] in back and status != "kept"

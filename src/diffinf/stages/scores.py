@@ -85,12 +85,14 @@ def read_flags(path: Path, known: Strings, elsewhere: Strings) -> npt.NDArray[np
     foreign = sorted(ids & others)
     if foreign:
         raise UserError(
-            f"{path}: {_some(foreign)} are not in the split train; validation and test are never edited, "
+            f"{path}: {name_some(foreign)} are not in the split train; validation and test are never edited, "
             "take them out of the file"
         )
     unknown = sorted(ids - training)
     if unknown:
-        raise UserError(f"{path}: {_some(unknown)} are not in the dataset; expected ids such as {known[0]}")
+        raise UserError(
+            f"{path}: {name_some(unknown)} are not in the dataset; expected ids such as {known[0]}"
+        )
     return np.isin(known, sorted(ids))
 
 
@@ -122,6 +124,7 @@ def _id_column(path: Path, names: Sequence[str]) -> str:
     raise UserError(f"{path}: no column 'id'; found {', '.join(names)}")
 
 
-def _some(ids: Sequence[str]) -> str:
+def name_some(ids: Sequence[str]) -> str:
+    """Return the first five of `ids`, and how many more there are."""
     more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
     return ", ".join(ids[:5]) + more
