@@ -48,7 +48,7 @@ class Scale:
     oracle_steps: int = 1500
     regressor_steps: int = 1200
     steps: int = 3000  # of the generator
-    per_context: int = 16
+    per_context: int = 10
     sampling_steps: int = 20
     seed: int = 0
 

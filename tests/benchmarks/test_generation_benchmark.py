@@ -40,6 +40,7 @@ def arguments(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_whole_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generation.main(arguments(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
