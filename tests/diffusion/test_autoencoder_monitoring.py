@@ -232,7 +232,7 @@ class Recorder(GeneralTracker):
 
 def test_a_tracker_hears_of_losses_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    monkeypatch.setattr("diffinf.training.acceleration.find_tracker", lambda _: [recorder])
+    monkeypatch.setattr("diffinf.training.acceleration.find_tracker", lambda *_: [recorder])
     training_process.train(tmp_path, settings(tracker="tensorboard"))
     assert recorder.settings["steps"] == "8" and recorder.finished
     last = {name: value for step, values in recorder.logged if step == 8 for name, value in values.items()}

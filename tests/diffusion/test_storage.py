@@ -19,7 +19,7 @@ from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencod
 from diffinf.diffusion.first_stage import FirstStage, KLStage, PatchComponents, PixelStage
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.diffusion.spec import AutoencoderSpec
-from diffinf.diffusion.storage import MODULES, OPTIONAL
+from diffinf.diffusion.storage import AUTOENCODER
 from diffinf.errors import UserError
 from diffinf.run import file_sha256
 from diffusion.schedulers import ddim
@@ -74,7 +74,7 @@ def test_every_configuration_comes_back_as_it_was(
     assert loaded.spec == model.spec
     assert (loaded.latent_mean, loaded.latent_std) == (model.latent_mean, model.latent_std)
     assert type(loaded.scheduler) is type(model.scheduler)
-    for name in MODULES:
+    for name in AUTOENCODER.modules:
         before, after = getattr(model, name), getattr(loaded, name)
         assert type(before) is type(after)
         if before is None:
@@ -118,7 +118,7 @@ def test_half_the_precision_is_half_the_size_and_comes_back_as_floats(saved: Pat
     assert (tmp_path / "denoiser" / WEIGHTS).stat().st_size < 0.55 * (
         saved / "denoiser" / WEIGHTS
     ).stat().st_size
-    for name in MODULES:
+    for name in AUTOENCODER.modules:
         for key, before in getattr(whole, name).state_dict().items():
             after = getattr(half, name).state_dict()[key]
             assert after.dtype == before.dtype
@@ -158,7 +158,7 @@ FILES = [
     "autoencoder.json",
     "model_index.json",
     "scheduler/scheduler_config.json",
-    *(f"{name}/{file}" for name in MODULES for file in ("config.json", WEIGHTS)),
+    *(f"{name}/{file}" for name in AUTOENCODER.modules for file in ("config.json", WEIGHTS)),
 ]
 
 
@@ -353,7 +353,7 @@ def test_a_component_too_many_is_refused(copy: Path) -> None:
 
 
 def test_the_prior_may_be_missing(copy: Path) -> None:
-    assert OPTIONAL == ("prior",)
+    assert AUTOENCODER.optional == ("prior",)
     change(copy / "model_index.json", prior=[None, None])
     assert DiffusionAutoencoder.from_pretrained(copy).prior is None
 

@@ -17,6 +17,14 @@ _ON_GPU: dict[str, Any] = {
         "folds": 5,
     },
     "compare": {"seeds": 5},
+    "generator": {
+        "unet_channels": [64, 128, 256],
+        "unet_layers": 2,
+        "steps": 40_000,
+        "batch_size": 256,
+        "learning_rate": 3e-4,
+        "ema_decay": 0.9999,
+    },
 }
 
 
@@ -92,6 +100,15 @@ def preset(name: PresetName) -> dict[str, Any]:
                 "trusted_minimum": 1,
             },
             "compare": {"seeds": 1, "workers": 1},
+            "generator": {
+                "context_size": 8,
+                "patch_size": 4,
+                "unet_channels": [32],
+                "steps": 12,
+                "embedder_steps": 12,
+                "batch_size": 8,
+                "sheets": 1,
+            },
         },
     }
     return presets[name]

@@ -14,6 +14,7 @@ from diffinf.config.stages import (
     ClassifierConfig,
     CompareConfig,
     DataConfig,
+    GeneratorConfig,
     InfluenceConfig,
     RepairConfig,
     StageConfig,
@@ -36,6 +37,7 @@ class RunConfig(StageConfig):
     )
     repair: RepairConfig = Field(default_factory=RepairConfig, description="edit and gate")
     compare: CompareConfig = Field(default_factory=CompareConfig, description="arms")
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig, description="conditional generator")
 
     def to_yaml(self) -> str:
         """Return all settings as YAML, in the order of the stages."""

@@ -210,6 +210,71 @@ class AutoencoderConfig(StageConfig):
     )
 
 
+class GeneratorConfig(StageConfig):
+    """The conditional generator: what it is conditioned on, its networks, its training."""
+
+    condition: Literal["label", "identity", "embedding"] = Field(
+        "identity",
+        description="what a picture is asked for by: a learned context for each label or person, or a given embedding",
+    )
+    context_size: int = Field(
+        64, ge=2, description="components of a context; of given embeddings: as many as they have"
+    )
+    context_of: Literal["identity", "image"] = Field(
+        "identity", description="embedding: the mean of a person's images, or each image's own"
+    )
+    embedder_steps: int = Field(
+        1000, ge=1, description="embedding: optimisation steps of the embedder, where no embeddings are given"
+    )
+    injection: Literal["norm", "attention"] = Field(
+        "norm", description="how the context reaches the U-Net: adaptive group norm, or cross-attention"
+    )
+    component_dropout: float = Field(
+        0.25, ge=0, lt=1, description="share of a context's components withheld at a step: 0, 0.25, 0.5"
+    )
+    context_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of contexts replaced by the learned empty one"
+    )
+    prediction: Literal["epsilon", "v"] = Field(
+        "v", description="what the denoiser predicts: the noise, or v"
+    )
+    first_stage: Literal["patches", "kl", "pixels"] = Field(
+        "patches", description="what the diffusion works on, as autoencoder.first_stage"
+    )
+    first_stage_steps: int = Field(2000, ge=1, description="kl: optimisation steps of the first stage")
+    first_stage_channels: list[int] = Field(
+        [32, 64], min_length=1, description="kl: widths by level; each after the first halves the sides"
+    )
+    patch_size: int = Field(2, ge=2, description="side of the patches that become one position of a latent")
+    latent_channels: int = Field(
+        12, ge=1, description="channels of a latent; patches: as many as a patch has values lose nothing"
+    )
+    whitening: float = Field(
+        0.5, ge=0, le=1, description="patches: 0 keeps the channels' spread, 1 makes it equal"
+    )
+    unet_channels: list[int] = Field(
+        [32, 64, 128], min_length=1, description="width of the U-Net by level, multiples of 32"
+    )
+    unet_layers: int = Field(1, ge=1, description="residual blocks a level")
+    steps: int = Field(3000, ge=1, description="optimisation steps")
+    batch_size: int = Field(64, ge=1, description="samples a step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="largest decay of the averaged weights")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the training; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory"
+    )
+    validation_share: float = Field(
+        0.02, ge=0, le=0.5, description="share of the images held out to measure the loss on: 32 to 512"
+    )
+    sheets: int = Field(3, ge=0, le=100, description="how often, over the training, sheets are written")
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = Field(
+        "none", description="where losses are logged beside metrics.json; its package is installed apart"
+    )
+
+
 class RepairConfig(StageConfig):
     """Surrogate, edit, gate, and what becomes of what the gate refuses."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffinf.classify.model import seeded
-from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.first_stage import FirstStage, KLStage, PatchComponents, PixelStage
 from diffinf.errors import UserError
 from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
@@ -22,18 +22,32 @@ _EDGE_WEIGHT = 1.0
 _STATISTICS_IMAGES = 2000
 
 
+class FirstStageSettings(Protocol):
+    """The settings of whatever trains on a first stage, as far as they are about it."""
+
+    first_stage: Literal["patches", "kl", "pixels"]
+    first_stage_steps: int
+    first_stage_channels: list[int]
+    patch_size: int
+    latent_channels: int
+    whitening: float
+    batch_size: int
+
+
 def fit_first_stage(
     images: Tensor,
-    config: AutoencoderConfig,
+    config: FirstStageSettings,
     *,
     seed: int,
     device: torch.device,
     directory: Path,
     leads: bool = True,
+    section: str = "autoencoder",
 ) -> tuple[FirstStage, list[dict[str, float]]]:
     """Return the first stage of the settings, fitted to uint8 images (N, C, H, W), and the history of its training.
 
     A process that does not lead gets the KL stage untrained: the leader's weights are handed to it afterwards.
+    `section` is what the settings are called by in messages.
 
     Raises:
         UserError: the settings and the images do not fit.
@@ -46,17 +60,17 @@ def fit_first_stage(
         most = config.patch_size**2 * channels
         if config.latent_channels > most:
             raise UserError(
-                f"autoencoder.latent_channels: found {config.latent_channels}, but a patch has {most} values; "
+                f"{section}.latent_channels: found {config.latent_channels}, but a patch has {most} values; "
                 "choose fewer"
             )
-        _check_divides("patch_size", config.patch_size, side)
+        _check_divides(f"{section}.patch_size", config.patch_size, side)
         return PatchComponents.fit(images, config.latent_channels, config.patch_size, config.whitening), []
     try:
         with seeded(seed + 3):
             stage = KLStage(channels, config.latent_channels, config.first_stage_channels)
     except ValueError as error:
-        raise UserError(f"autoencoder.first_stage_channels: {error}") from error
-    _check_divides("first_stage_channels", stage.factor, side)
+        raise UserError(f"{section}.first_stage_channels: {error}") from error
+    _check_divides(f"{section}.first_stage_channels", stage.factor, side)
     if not leads:
         return stage.to(device).requires_grad_(False), []
     history = train_kl(
@@ -73,7 +87,7 @@ def fit_first_stage(
 
 def _check_divides(field: str, factor: int, side: int) -> None:
     if side % factor:
-        raise UserError(f"autoencoder.{field}: {factor} does not divide the images' side of {side} pixels")
+        raise UserError(f"{field}: {factor} does not divide the images' side of {side} pixels")
 
 
 def gradient_difference(images: Tensor, target: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def held_out(n: int, share: float, seed: int) -> Tensor:
     return torch.randperm(n, generator=step_generator(seed, "held out", 0))[:count].sort().values
 
 
-def _repeats(count: int) -> int:
+def repeats(count: int) -> int:
     """How many noise levels each of `count` held-out images is asked at in one check."""
     return max(1, round(_LOOKS / count))
 
@@ -66,18 +66,18 @@ def _repeats(count: int) -> int:
 def monitoring_evaluations(config: AutoencoderConfig, n: int, classes: int) -> int:
     """Return how often one image goes through the denoiser, without a gradient, for all checks and sheets."""
     held = len(held_out(n, config.validation_share, 0))
-    checks = _checks(config.steps) * 2 * held * _repeats(held) if held else 0
+    checks = check_count(config.steps) * 2 * held * repeats(held) if held else 0
     faces, edited = min(_FACES, n), min(_EDITED_FACES, n)
     sheet = _DECODE_STEPS * (2 * faces + edited * min(classes, _CLASSES))
     return checks + config.sheets * sheet
 
 
-def _checks(steps: int) -> int:
+def check_count(steps: int) -> int:
     """How often the held-out images are looked at."""
     return max(2, min(CHECKS, steps // 100))
 
 
-def _moments(steps: int, count: int) -> set[int]:
+def moments(steps: int, count: int) -> set[int]:
     """Return `count` steps, evenly spaced, the last among them."""
     return {max(1, round(steps * (k + 1) / count)) for k in range(count)}
 
@@ -128,8 +128,8 @@ class Monitor:
         self.face_latents = latents[shown[:_FACES]]
         self.face_shares = shares[shown[:_FACES]]
         self.latents, self.shares = latents[held], shares[held]
-        self.checks = _moments(config.steps, _checks(config.steps)) if len(held) else set()
-        self.sheets = _moments(config.steps, config.sheets) if config.sheets else set()
+        self.checks = moments(config.steps, check_count(config.steps)) if len(held) else set()
+        self.sheets = moments(config.steps, config.sheets) if config.sheets else set()
         self.chunk = max(_CHUNK, config.batch_size)
         self.interval = max(1, min(50, config.steps // 8))
         self.window: list[dict[str, float]] = []
@@ -211,7 +211,7 @@ class Monitor:
         codes = torch.cat([self._appearance(part).cpu() for part in torch.split(self.latents, self.chunk)])
         others = codes.roll(max(1, count // 2), 0)
         depth = self.config.max_depth * self.model.spec.timesteps
-        for repeat in range(_repeats(count)):
+        for repeat in range(repeats(count)):
             band = (torch.arange(count) + repeat) % BANDS
             place = (band + torch.rand(count, generator=generator)) / BANDS
             timestep = (place * depth).long().clamp_max(round(depth) - 1)

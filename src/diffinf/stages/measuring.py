@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,10 @@ def measure_separability(embeddings: Path, identities: Path | None = None) -> Id
         raise UserError(f"{source}: {error}") from error
 
 
-def saved_arrays(path: Path) -> dict[str, Array]:
+def saved_arrays(path: Path, names: Sequence[str] = (*FEATURES, *LABELS, *IDENTITIES, *IDS)) -> dict[str, Array]:
     """The arrays of an .npz or the columns of a Parquet table by name; the array of an .npy under the name "".
 
-    Nothing is unpickled.
+    Nothing is unpickled; of a table, only the columns in `names` are read.
 
     Raises:
         UserError: the file is missing, damaged, of another kind, or holds Python objects.
@@ -164,7 +165,7 @@ def saved_arrays(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".parquet":
-        return {name: _column(column) for name, column in _columns(path).items()}
+        return {name: _column(column) for name, column in _columns(path, names).items()}
     if path.suffix not in (".npy", ".npz"):
         raise UserError(f"{path}: expected an .npy, an .npz or a .parquet file")
     try:
@@ -177,9 +178,9 @@ def saved_arrays(path: Path) -> dict[str, Array]:
         raise UserError(f"{path}: not an array file that can be read without unpickling ({error})") from error
 
 
-def _columns(path: Path) -> dict[str, Any]:
+def _columns(path: Path, names: Sequence[str]) -> dict[str, Any]:
     table = read_table(path)
-    wanted = {*FEATURES, *LABELS, *IDENTITIES, *IDS} & set(table.column_names)
+    wanted = set(names) & set(table.column_names)
     return {name: table[name] for name in wanted}
 
 

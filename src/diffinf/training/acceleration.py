@@ -21,7 +21,7 @@ _NAMES = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # Accelerate'
 
 
 def resolve_precision(
-    precision: Precision, device: torch.device
+    precision: Precision, device: torch.device, section: str = "autoencoder"
 ) -> Literal["float32", "bfloat16", "float16"]:
     """Return the precision to compute in on `device`: "auto" is bfloat16 on a GPU that has it, else float32.
 
@@ -34,16 +34,16 @@ def resolve_precision(
         return "bfloat16" if has_bfloat16 else "float32"
     if precision == "float16" and not cuda:
         raise UserError(
-            f"autoencoder.precision: float16 needs a GPU, the device is {device}; choose auto or float32"
+            f"{section}.precision: float16 needs a GPU, the device is {device}; choose auto or float32"
         )
     if precision == "bfloat16" and cuda and not has_bfloat16:
         raise UserError(
-            "autoencoder.precision: this GPU does not compute in bfloat16; choose auto, float32 or float16"
+            f"{section}.precision: this GPU does not compute in bfloat16; choose auto, float32 or float16"
         )
     return precision
 
 
-def find_tracker(name: str) -> list[Any]:
+def find_tracker(name: str, section: str = "autoencoder") -> list[Any]:
     """Return what Accelerate is to log with.
 
     Raises:
@@ -53,7 +53,7 @@ def find_tracker(name: str) -> list[Any]:
         return []
     if find_spec(name) is None:
         raise UserError(
-            f"autoencoder.tracker: {name} is not installed; `pip install {name}`, or set autoencoder.tracker=none"
+            f"{section}.tracker: {name} is not installed; `pip install {name}`, or set {section}.tracker=none"
         )
     return [name]
 
@@ -68,6 +68,7 @@ class Acceleration:
         precision: Precision = "auto",
         tracker: str = "none",
         directory: Path | None = None,
+        section: str = "autoencoder",
     ) -> None:
         """Join the other processes, if torchrun started some.
 
@@ -76,13 +77,14 @@ class Acceleration:
             precision: of activations and gradients; the weights stay in float32.
             tracker: "none", "tensorboard", "wandb" or "trackio".
             directory: where a tracker may write.
+            section: of the settings, for messages.
 
         Raises:
             UserError: the device does not have the precision, or the tracker is not installed.
         """
-        self.device = device
-        self.precision = resolve_precision(precision, device)
-        log_with = find_tracker(tracker)
+        self.device, self._section = device, section
+        self.precision = resolve_precision(precision, device, section)
+        log_with = find_tracker(tracker, section)
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
 
@@ -118,8 +120,8 @@ class Acceleration:
         """
         if batch_size < self.size:
             raise UserError(
-                f"autoencoder.batch_size: {batch_size} samples cannot be split over {self.size} processes; raise it, "
-                "or start fewer processes"
+                f"{self._section}.batch_size: {batch_size} samples cannot be split over {self.size} processes; "
+                "raise it, or start fewer processes"
             )
         return slice(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
 

@@ -1,0 +1,204 @@
+"""`diffinf train-generator` and `diffinf generate`, on a miniature."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffinf.cli import main
+from diffinf.data.rendered.write import render_dataset
+from diffinf.errors import UserError
+from diffinf.generate import folder
+from diffinf.generate.sample import Sampling
+from diffinf.stages import generating
+
+TINY = ["--preset", "tiny", "--device", "cpu", "--set", "data.image_size=16", "--set", "generator.steps=3"]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("faces")
+    return render_dataset(out, n=60, size=24, task="expression", identities=6, noise="none", rate=0.0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "identity"
+    main_(["train-generator", str(faces), str(out), *TINY])
+    return out
+
+
+def main_(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["--quiet", *arguments])
+    assert error.value.code in (0, None)
+
+
+def call(model: Path, out: Path, **values: Any) -> Path:
+    sampling = {"steps": 2, "negative": "far"} | {k: v for k, v in values.items() if k not in OPTIONS}
+    options = {"contexts": "train", "per_context": 2} | {k: v for k, v in values.items() if k in OPTIONS}
+    return generating.generate(model, out, sampling=Sampling(**sampling), device="cpu", **options)
+
+
+OPTIONS = ("contexts", "per_context", "fresh")
+
+
+def pixels(out: Path) -> dict[str, Any]:
+    return {p.relative_to(out).as_posix(): np.asarray(Image.open(p)) for p in sorted(out.rglob("*.png"))}
+
+
+def test_a_folder_by_identity_and_a_table(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main_(["generate", str(model), str(out), "--per-context", "2", "--steps", "2", "--device", "cpu"])
+    table = pq.read_table(out / "samples.parquet").to_pylist()
+    names = json.loads((model / "generator.json").read_text())["context_names"]
+    assert {row["context_id"] for row in table} == set(names) and len(table) == 2 * len(names)
+    assert {row["file"] for row in table} == set(pixels(out))
+    for row in table:
+        assert (
+            row["negative_id"] in names
+            and row["negative_id"] != row["context_id"]
+            and -1 <= row["cosine"] <= 1
+        )
+    assert len({row["seed"] for row in table}) == len(table)
+
+
+def test_a_cut_run_goes_on_and_batches_change_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(model, tmp_path / "whole", sampler="ddpm")
+    write = folder._write
+    written: list[Path] = []
+
+    def cut(path: Path, image: Any) -> None:
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, image)
+
+    monkeypatch.setattr(folder, "_write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        call(model, tmp_path / "cut", sampler="ddpm", batch_size=3)
+    assert not (tmp_path / "cut" / "samples.parquet").exists()
+    monkeypatch.setattr(folder, "_write", lambda path, image: (written.append(path), write(path, image)))
+    call(model, tmp_path / "cut", sampler="ddpm", batch_size=4)
+    assert len(written) == len(set(written))
+    whole, resumed = pixels(tmp_path / "whole"), pixels(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert np.abs(value.astype(int) - resumed[name].astype(int)).max() <= 1
+    tables = [pq.read_table(tmp_path / name / "samples.parquet") for name in ("whole", "cut")]
+    assert tables[0].equals(tables[1])
+    with pytest.raises(UserError, match="other contexts or settings"):
+        call(model, tmp_path / "cut", sampler="ddpm", scale=1.0)
+    call(model, tmp_path / "cut", sampler="ddpm", scale=1.0, fresh=True)
+    assert any(not np.array_equal(value, whole[name]) for name, value in pixels(tmp_path / "cut").items())
+
+
+@pytest.mark.slow
+def test_processes_share_identities(model: Path, tmp_path: Path) -> None:
+    call(model, tmp_path / "one")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "diffinf",
+    ]
+    arguments = [
+        "generate",
+        str(model),
+        str(tmp_path / "two"),
+        "--per-context",
+        "2",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    subprocess.run([*command, *arguments], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = pixels(tmp_path / "one"), pixels(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(np.abs(one[name].astype(int) - two[name].astype(int)).max() <= 1 for name in one)
+
+
+def test_contexts_of_every_kind(model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3, 8)).astype(np.float32)
+    np.savez(tmp_path / "contexts.npz", contexts=vectors, id=np.array(["a/b", "..", "c"]))
+    call(model, tmp_path / "file", contexts=str(tmp_path / "contexts.npz"), per_context=1)
+    assert sorted(pixels(tmp_path / "file")) == [
+        "images/%2E%2E/00000.png", "images/a%2Fb/00000.png", "images/c/00000.png",
+    ]  # fmt: skip
+    call(model, tmp_path / "random", contexts="random:3", per_context=1)
+    assert len(pixels(tmp_path / "random")) == 3
+    call(model, tmp_path / "turned", contexts="perturb:40:random:3", per_context=1)
+    before, after = pixels(tmp_path / "random"), pixels(tmp_path / "turned")
+    assert before.keys() == after.keys()
+    for text, said in (
+        ("random:x", "expected train, a file"),
+        ("perturb:200", "0 to 180"),
+        (str(tmp_path / "no.npy"), "no such file"),
+        ("reference:" + str(tmp_path), "no embedder is with this generator"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call(model, tmp_path / "bad", contexts=text)
+    np.save(tmp_path / "wide.npy", rng.normal(size=(3, 9)))
+    with pytest.raises(UserError, match="9 components, the model was trained on 8"):
+        call(model, tmp_path / "bad", contexts=str(tmp_path / "wide.npy"))
+    np.save(tmp_path / "broken.npy", np.full((3, 8), np.nan))
+    with pytest.raises(UserError, match="not finite"):
+        call(model, tmp_path / "bad", contexts=str(tmp_path / "broken.npy"))
+
+
+def test_embeddings_of_its_own_and_of_a_reference_set(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    main_(["train-generator", str(faces), str(out), "--condition", "embedding", *TINY])
+    call(out, tmp_path / "out", contexts=f"reference:{faces}", per_context=1)
+    assert len(pixels(tmp_path / "out")) == 6
+    with pytest.raises(UserError, match="has learned none"):
+        call(out, tmp_path / "none")
+
+
+def test_given_embeddings_are_matched_by_id(faces: Path, tmp_path: Path) -> None:
+    ids = pq.read_table(faces, columns=["id"])["id"].to_pylist()
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 5)).tolist()
+    path = tmp_path / "vectors.parquet"
+    pq.write_table(pa.table({"id": ids, "embedding": vectors}), path)
+    options = [str(tmp_path / "model"), "--condition", "embedding", "--embeddings", str(path), *TINY]
+    main_(["train-generator", str(faces), *options, "--set", "generator.context_of=image"])
+    assert json.loads((tmp_path / "model" / "denoiser" / "config.json").read_text())["context_size"] == 5
+    pq.write_table(pa.table({"id": ids[:9], "embedding": vectors[:9]}), path)
+    with pytest.raises(SystemExit) as error:
+        main(["train-generator", str(faces), str(tmp_path / "other"), *options[1:]])
+    assert error.value.code == 2
+
+
+def test_a_finished_training_is_read_and_another_is_refused(
+    faces: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generating, "train_generator", lambda *_, **__: pytest.fail("trained again"))
+    main_(["train-generator", str(faces), str(model), *TINY])
+    with pytest.raises(SystemExit) as error:
+        main(["train-generator", str(faces), str(model), "--condition", "label", *TINY])
+    assert error.value.code == 2 and "--fresh" in capsys.readouterr().err
+
+
+def test_the_estimate_trains_nothing(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main_(["train-generator", str(faces), str(tmp_path / "model"), *TINY, "--estimate", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["work"] == "3 steps of the generator" and not (tmp_path / "model").exists()
