@@ -16,7 +16,7 @@ import typer
 
 import diffinf
 from diffinf.cli import app, main
-from diffinf.cli.settings import run_settings
+from diffinf.cli.settings import changed_settings, run_settings
 from diffinf.config import make_config
 from diffinf.run import Run
 from diffusion.tiny_diffae import make_diffae
@@ -105,14 +105,40 @@ def test_threads_are_limited_here_and_in_other_processes(
         monkeypatch.setenv(name, "7")
     before = torch.get_num_threads()
     try:
-        refused(capsys, "--threads", 3, "report", tmp_path)
-        assert torch.get_num_threads() == 3 and os.environ["OMP_NUM_THREADS"] == "3"
+        torch.set_num_threads(2)
+        refused(capsys, "--threads", 1, "report", tmp_path)
+        assert torch.get_num_threads() == 1 and os.environ["OMP_NUM_THREADS"] == "1"
         code = "import torch; print(torch.get_num_threads())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout == "3\n"
+        assert done.stdout == "1\n"
     finally:
         torch.set_num_threads(before)
-    assert "0" in refused(capsys, "--threads", 0, "report", tmp_path)
+    assert "greater than or equal to 1" in refused(capsys, "--threads", 0, "report", tmp_path)
+
+
+def test_settings_that_a_repeated_command_would_change_are_named(tmp_path: Path) -> None:
+    first = make_config("faces.csv", overrides=["influence.share=0.2", "seed=3"])
+    assert changed_settings(tmp_path / "run", first) == []
+    Run.create(tmp_path / "run", first, "0" * 64)
+    assert changed_settings(tmp_path / "run", first) == []
+    again = make_config("faces.csv", overrides=["seed=3", "repair.strengths=[1.0]", "device=cpu"])
+    assert changed_settings(tmp_path / "run", again) == [
+        "influence.share: 0.2 -> None",
+        "repair.strengths: [0.8, 1.4, 2.2] -> [1.0]",
+    ]
+
+
+def test_a_repeated_command_says_what_it_changes_before_it_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    faces = table(tmp_path / "faces.parquet")
+    config = make_config(str(faces), overrides=["influence.share=0.2"])
+    Run.create(tmp_path / "run", config, "0" * 64)
+    # Of another dataset, so that nothing begins.
+    said = refused(capsys, "train", faces, "--out", tmp_path / "run", "--preset", "cpu", "--device", "cpu")
+    assert "influence.share: 0.2 -> None" in said and f"diffinf run {tmp_path / 'run'}" in said
+    said = refused(capsys, "train", faces, "--out", tmp_path / "run", "--set", "influence.share=0.2")
+    assert "influence.share" not in said
 
 
 def test_commands_are_listed_as_a_user_meets_them() -> None:

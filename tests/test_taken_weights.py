@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 
 import diffinf
 from diffinf import pipeline
+from diffinf.config import RunConfig
 from diffinf.data.rendered.presets import preset_plan
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.write import sample_dataset
@@ -66,12 +69,49 @@ def test_a_run_is_told_of_weights_of_other_data(weights: Path, tmp_path: Path) -
     assert (stage, name) == ("train-autoencoder", "warning") and "other data" in fields["text"]
 
 
+@pytest.mark.parametrize(
+    ("images", "class_names"),
+    [
+        (pictures(4, 8, size=20), SPEC.class_names),
+        (pictures(4, 8, channels=3), SPEC.class_names),
+        (pictures(4, 8), ("smile", "calm")),
+    ],
+    ids=["size", "channels", "classes"],
+)
+def test_weights_that_do_not_fit_the_dataset_are_refused(
+    weights: Path, tmp_path: Path, images: Tensor, class_names: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError, match=r"trained on \(classes, size, channels\) .*data\.image_size"):
+        pipeline._take_weights(weights, workspace(tmp_path, images, class_names))
+    assert not (tmp_path / "autoencoder").exists()
+
+
 def test_weights_of_an_earlier_format_are_refused(weights: Path, tmp_path: Path) -> None:
     path = weights / "autoencoder.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
     with pytest.raises(UserError, match="format version 1, this diffinf reads 2; train or convert it again"):
         pipeline._take_weights(weights, workspace(tmp_path, pictures(4, 8)))
     assert not (tmp_path / "autoencoder").exists()
+
+
+def test_other_shipped_weights_are_taken_anew(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+    work = workspace(tmp_path, pictures(4, 8))
+    work.config = RunConfig(dataset="faces", autoencoder={"weights": "rendered"})
+    work.inputs_key = ["faces"]
+    work.run.key = lambda stage: stage
+    work.run.stage = lambda name, key, *_, **__: keys.append(key)
+    moved = shutil.copytree(weights, tmp_path / "moved")
+    for folder in (weights, moved):
+        monkeypatch.setattr(pipeline, "_given", lambda _, folder=folder: nullcontext(folder))
+        pipeline.train_autoencoder(work)
+    assert keys[0] == keys[1], "the package may lie elsewhere"
+    (changed, *_) = moved.rglob("*.safetensors")
+    changed.write_bytes(changed.read_bytes()[:-1] + b"!")
+    pipeline.train_autoencoder(work)
+    assert keys[2] != keys[0]
 
 
 def test_the_shipped_weights_know_rendered_faces(tmp_path: Path) -> None:

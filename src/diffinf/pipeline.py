@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -38,6 +38,7 @@ from diffinf.run import (
     GROUP,
     Run,
     file_sha256,
+    files_sha256,
     save_tensors,
     stage_key,
     write_table,
@@ -294,6 +295,9 @@ def train_autoencoder(workspace: Workspace) -> None:
         fit_to_dataset(imported, workspace.images, workspace.class_shares(), config, **_training(workspace))
 
     read: Any = _content(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
+    if config.weights == "rendered":
+        with _given(config.weights) as folder:
+            read = files_sha256(folder, "**/*")  # without the path: the package may lie anywhere
     if imported is not None:
         read = [read, _trust_key(workspace)]
     # What does not change the weights does not train them again.
@@ -332,12 +336,17 @@ def _trust_key(workspace: Workspace) -> list[str]:
     return [workspace.run.key("crossfit")]
 
 
+def _given(source: Path | str) -> AbstractContextManager[Path]:
+    """Return the folder of the weights that the settings name, the shipped ones as a file system has them."""
+    shipped = files("diffinf") / "weights" / "rendered"
+    return as_file(shipped) if source == "rendered" else nullcontext(Path(source))
+
+
 def _take_weights(source: Path | str, workspace: Workspace) -> None:
     """Copy a trained autoencoder into the run, so that the run is whole by itself."""
     from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 
-    shipped = files("diffinf") / "weights" / "rendered"
-    with as_file(shipped) if source == "rendered" else nullcontext(Path(source)) as folder:
+    with _given(source) as folder:
         if not (folder / "autoencoder.json").is_file():
             raise UserError(
                 f"autoencoder.weights: {folder}: expected a folder with autoencoder.json (written by "
@@ -361,9 +370,10 @@ def _take_weights(source: Path | str, workspace: Workspace) -> None:
 def repair(workspace: Workspace) -> None:
     """Edit the flagged samples and gate the edits; then, by the policy, edits.parquet and the refined dataset."""
     run = workspace.run
-    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy", "spare"})
+    # Images edited at once do not know of each other: another batch size changes results by rounding at most.
+    settings = workspace.config.repair.model_dump(mode="json", exclude={"policy", "spare", "batch_size"})
     with_look, without = (
-        stage_key("repair", 3, run.key("score"), run.key("train-autoencoder"), settings, looks_again)
+        stage_key("repair", 4, run.key("score"), run.key("train-autoencoder"), settings, looks_again)
         for looks_again in (True, False)
     )
     # A second look that was taken and is not asked for any more does no harm: the refine stage passes over it.

@@ -174,7 +174,8 @@ def file_sha256(path: Path) -> str:
 
 def files_sha256(directory: Path, pattern: str) -> str | None:
     """Return one sha256 of the files below `directory` that match `pattern`, names included; None if there are none."""
-    found = {path.relative_to(directory).as_posix(): file_sha256(path) for path in directory.glob(pattern)}
+    files = [path for path in directory.glob(pattern) if path.is_file()]
+    found = {path.relative_to(directory).as_posix(): file_sha256(path) for path in files}
     return stage_key(found) if found else None
 
 

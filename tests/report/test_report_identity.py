@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fake_run import make_run
 from test_report_page import page, plain, section
 
@@ -125,3 +126,20 @@ def test_before_the_repair_nothing_is_said(run: Path) -> None:
     (run / "edits.parquet").unlink()
     assert identity(read_run(run)) is None
     assert "Is it still the same person?" not in page(run)
+
+
+def test_the_own_head_knows_the_persons_only_if_it_was_trained_here(run: Path) -> None:
+    write_json(run / "repair" / "terms.json", {"identity": {"weight": 4.0, "before": 0.0, "after": 0.1}})
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+
+    def words_with(weights: str | None) -> str:
+        autoencoder = {**(settings.get("autoencoder") or {}), "weights": weights}
+        config.write_text(yaml.safe_dump({**settings, "autoencoder": autoencoder}), encoding="utf-8")
+        return words(run)
+
+    assert "trained on the persons of this dataset" in words_with(None)
+    taken = words_with("rendered")
+    assert "weights were taken" in taken and "trained on the persons of this dataset" not in taken
+    write_json(run / "repair" / "terms.json", {"identity": {"weight": 0.0, "before": 0.0, "after": 0.1}})
+    assert "codes were moved" not in words_with(None)

@@ -157,6 +157,8 @@ def test_another_share_of_the_spared_needs_no_new_edits(
     for spare in (0, 1, 2, 0, 0.5):
         repair_with(spare=spare)
     assert repaired == [0, 1], "only the second look, the first time that it is asked for"
+    repair_with(spare=1, batch_size=7)
+    assert repaired == [0, 1], "how many are edited at once changes no edit"
     repair_with(spare=0, guidance=5.0)
     assert repaired == [0, 1, 0], "other edits are made anew, and without a second look"
 

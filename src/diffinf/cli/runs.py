@@ -42,7 +42,7 @@ from diffinf.cli.app import (
     Truth,
     app,
 )
-from diffinf.cli.settings import data_settings, given, is_run, own_classifier, run_settings
+from diffinf.cli.settings import changed_settings, data_settings, given, is_run, own_classifier, run_settings
 from diffinf.cli.show import show, show_costs
 
 
@@ -280,8 +280,17 @@ def _execute(
         from diffinf.progress import set_quiet
 
         set_quiet(True)
-    from diffinf.pipeline import execute
+    from diffinf.pipeline import default_directory, execute
 
+    path = out or default_directory(config)
+    changes = [] if fresh or not leads else changed_settings(path, config)
+    if changes:
+        typer.echo(
+            f"{path}: other settings than last time; stages that depend on them run again, and those after them. "
+            f"To go on with the old ones, give the run instead of the dataset: diffinf run {path}\n  "
+            + "\n  ".join(changes),
+            err=True,
+        )
     run = execute(config, until=until, out=out, fresh=fresh)
     if leads:
         show(run, as_json)

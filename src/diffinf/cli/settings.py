@@ -101,3 +101,24 @@ def run_settings(
         values=values,
         overrides=overrides,
     )
+
+
+def changed_settings(run: Path, config: Any) -> list[str]:
+    """Say which settings differ from those that the run at `run` was last taken further with, old and new."""
+    from diffinf.run import Run
+
+    if not Run.exists(run):
+        return []
+    old, new = (_flat(each.model_dump(mode="json")) for each in (Run.open(run).config, config))
+    # What does not say what is computed: the dataset is checked by its content, a device may change.
+    names = [name for name in new if name not in ("dataset", "preset", "device")]
+    return [f"{name}: {old.get(name)} -> {new[name]}" for name in names if old.get(name) != new[name]]
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Name nested settings as stage.field."""
+    return {
+        f"{stage}.{name}" if name else stage: value
+        for stage, fields in values.items()
+        for name, value in (fields.items() if isinstance(fields, dict) else [("", fields)])
+    }

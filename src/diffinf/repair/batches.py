@@ -50,18 +50,19 @@ def run_batches(
         settings: what else the function reads from its job.
     """
     starts = range(0, count, config.batch_size)
-    paths = [scratch / f"{function}-{start}.safetensors" for start in starts]
+    stops = [min(start + config.batch_size, count) for start in starts]
+    paths = [_batch(scratch, function, start, stop) for start, stop in zip(starts, stops, strict=True)]
     jobs = [
         {
             "scratch": str(scratch),
             "path": str(path),
             "start": start,
-            "stop": min(start + config.batch_size, count),
+            "stop": stop,
             "device": str(device),
             "config": config.model_dump(mode="json"),
             **settings,
         }
-        for start, path in zip(starts, paths, strict=True)
+        for start, stop, path in zip(starts, stops, paths, strict=True)
     ]
     run_jobs(
         f"{__name__}:{function}",
@@ -73,6 +74,11 @@ def run_batches(
     )
     parts = [load_tensors(path) for path in paths]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _batch(scratch: Path, function: str, start: int, stop: int) -> Path:
+    """Return where the result of rows `start` to `stop` lies: batches of another size are not taken for these."""
+    return scratch / f"{function}-{start}-{stop}.safetensors"
 
 
 @cache
@@ -118,7 +124,7 @@ def edit_job(job: Job, report: Report) -> dict[str, Any]:
     """Decode a batch of edits and gate them; each sample gets the first edit that passes."""
     model, config, material = _read(job)
     gate = _gate(job["repair"], job["scorers"], config.model_dump_json(), job["device"])
-    path = Path(job["scratch"]) / f"take_apart_job-{job['start']}.safetensors"
+    path = _batch(Path(job["scratch"]), "take_apart_job", job["start"], job["stop"])
     apart = {name: values.to(model.device) for name, values in load_tensors(path).items()}
     result = edit_batch(
         model,

@@ -32,7 +32,7 @@ class IdentityJudge:
 
     Attributes:
         provider: persons, dlib or none.
-        persons_named: whether the dataset names enough persons, so that the autoencoder's own head tells them apart.
+        persons_named: whether the dataset names enough persons, so that an autoencoder trained on it tells them apart.
         figures: for gate.json: judge, threshold (None: it found too few faces to judge), how that was calibrated, and
             the share of images on which the judge failed; None where nobody judges.
         rows: training samples (M,) that dlib found a face in.
@@ -52,7 +52,7 @@ class IdentityJudge:
 
     @property
     def own_head(self) -> bool:
-        """Whether the autoencoder's own head, trained on the persons of the dataset, holds edits back."""
+        """Whether the autoencoder's own head holds edits back: trained on these persons, unless weights were taken."""
         return self.provider != "none" and self.persons_named
 
     def distilled_head(self, codes: Tensor, seed: int) -> tuple[IdentityHead, HeadQuality] | None:
