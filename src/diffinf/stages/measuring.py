@@ -154,7 +154,9 @@ def measure_separability(embeddings: Path, identities: Path | None = None) -> Id
         raise UserError(f"{source}: {error}") from error
 
 
-def saved_arrays(path: Path, names: Sequence[str] = (*FEATURES, *LABELS, *IDENTITIES, *IDS)) -> dict[str, Array]:
+def saved_arrays(
+    path: Path, names: Sequence[str] = (*FEATURES, *LABELS, *IDENTITIES, *IDS)
+) -> dict[str, Array]:
     """The arrays of an .npz or the columns of a Parquet table by name; the array of an .npy under the name "".
 
     Nothing is unpickled; of a table, only the columns in `names` are read.
