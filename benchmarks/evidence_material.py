@@ -56,7 +56,7 @@ def read_material(workspace: Workspace, arms: Sequence[str], folder: Path) -> di
         UserError: test and training are not apart, there is no validation split, or an arm needs a truth that nobody
             knows.
     """
-    check_apart(workspace)
+    check_apart(workspace.config, workspace.dataset)
     found = arm_material(workspace, arms)
     check_pictures(workspace, found["images_test"])
     if found["images_validation"] is None:

@@ -88,13 +88,13 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     if not team.leads:
         return _help(team, config, dataset, path)
     check_output(dataset, path)
+    if until in ("compare", "report"):
+        check_comparison(config, dataset)  # rather now than after hours
     run = Run.create(path, config, dataset.fingerprint, fresh=fresh)
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
-        if until in ("compare", "report"):
-            check_comparison(workspace)
         _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():

@@ -259,7 +259,7 @@ def test_only_what_the_arms_ask_for_is_made(tmp_path: Path, monkeypatch: pytest.
     given: dict[str, Any] = {"images_test": torch.zeros(1), "images_validation": torch.zeros(1)}
     apart: list[str] = []
     monkeypatch.setattr(material, "arm_material", lambda here, arms: dict(given))
-    monkeypatch.setattr(material, "check_apart", lambda here: apart.append("files"))
+    monkeypatch.setattr(material, "check_apart", lambda config, dataset: apart.append("files"))
     monkeypatch.setattr(material, "check_pictures", lambda here, images: apart.append("pictures"))
     monkeypatch.setattr(material, "edits_under_flags", lambda here, ids, folder: {folder.name: ids})
     monkeypatch.setattr(material, "wrong_ids", lambda here: ["w"])

@@ -14,7 +14,7 @@ from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_table, save_tensors
+from diffinf.run import Run, load_tensors, read_table, save_tensors
 from diffinf.stages import comparing
 from diffinf.stages.comparing import check_comparison, compare_run
 from diffinf.stages.refining import refine
@@ -90,7 +90,7 @@ def test_cleanlab_prunes_by_the_run_s_out_of_fold_probabilities(
     assert np.flatnonzero(handed["cleanlab_issues"]).tolist() == [1]
     monkeypatch.setattr(comparing, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"cleanlab needs a package.*diffinf\[peers\]"):
-        check_comparison(workspace)
+        check_comparison(workspace.config, workspace.dataset)
 
 
 @pytest.mark.parametrize("arm", ["clean", "true-flags", "oracle-edit", "clean+gce"])
@@ -99,13 +99,24 @@ def test_references_are_refused_without_truth(tmp_path: Path, arm: str) -> None:
     with pytest.raises(
         UserError, match=f"the arm {arm.split('+')[0]} is a reference that knows the truth.*truth_label"
     ):
-        check_comparison(workspace)
+        check_comparison(workspace.config, workspace.dataset)
 
 
 def test_images_of_benchmarks_are_not_there_in_a_run(tmp_path: Path) -> None:
     workspace = workspace_of(tmp_path, make_folders(tmp_path / "source"), arms=["diffinf-paper+sam"])
     with pytest.raises(UserError, match=r"diffinf-paper needs images that a run does not make.*run_arms"):
-        check_comparison(workspace)
+        check_comparison(workspace.config, workspace.dataset)
+
+
+def test_what_is_refused_leaves_the_settings_of_the_run_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = workspace_of(tmp_path, make_folders(tmp_path / "source"))
+    before = Run.open(workspace.run.path).config
+    with pytest.raises(SystemExit) as end:
+        main(["compare", str(workspace.run.path), "--arms", "baseline,clean"])
+    assert end.value.code == 2 and "no column truth_label" in capsys.readouterr().err
+    assert Run.open(workspace.run.path).config == before
 
 
 def copy_into_test(folder: Path, *, encoded_anew: bool) -> tuple[Path, str]:
@@ -147,14 +158,14 @@ def test_persons_in_both_splits_are_named_and_refused(tmp_path: Path) -> None:
     assert dataset.identities is not None
     test, train = dataset.rows("test"), dataset.rows("train")
     assert not set(dataset.identities[test]) & set(dataset.identities[train])
-    check_comparison(workspace)
+    check_comparison(workspace.config, workspace.dataset)
     dataset.identities[test[0]] = dataset.identities[train[0]]
     with pytest.raises(
         UserError, match=rf"persons of training in 1 of .* test samples \({dataset.ids[test[0]]}\)"
     ):
-        check_comparison(workspace)
+        check_comparison(workspace.config, workspace.dataset)
     dataset.identities[test[0]] = dataset.identities[train[0]] = ""  # nobody knows who these are
-    check_comparison(workspace)
+    check_comparison(workspace.config, workspace.dataset)
 
 
 def test_the_command_takes_arms_and_seeds(

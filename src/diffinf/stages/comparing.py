@@ -15,7 +15,8 @@ from torch import Tensor
 
 from diffinf.classify.crossfit import load_crossfit
 from diffinf.compare.runner import run_arms
-from diffinf.config import split_arm
+from diffinf.config import RunConfig, split_arm
+from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
 from diffinf.influence.rivals import cleanlab_issues
 from diffinf.run import load_tensors, read_table, write_json
@@ -33,7 +34,7 @@ def compare_run(workspace: Workspace) -> None:
     Raises:
         UserError: an arm lacks what it needs, or the test split shares samples with training.
     """
-    check_comparison(workspace)
+    check_comparison(workspace.config, workspace.dataset)
     run, config = workspace.run, workspace.config
     material = arm_material(workspace, config.compare.arms)
     check_pictures(workspace, material["images_test"])
@@ -109,15 +110,15 @@ def _data_arms(names: Sequence[str]) -> set[str]:
     return {split_arm(name)[0] for name in names}
 
 
-def check_comparison(workspace: Workspace) -> None:
+def check_comparison(config: RunConfig, dataset: FaceDataset) -> None:
     """Refuse early what the comparison would refuse after hours.
 
     Raises:
         UserError: an arm lacks what it needs, or a test sample's file or person is in training too.
     """
-    arms = _data_arms(workspace.config.compare.arms)
+    arms = _data_arms(config.compare.arms)
     for arm in (name for name in _KNOW_TRUTH if name in arms):
-        if "truth_label" not in workspace.dataset.truth_columns:
+        if "truth_label" not in dataset.truth_columns:
             raise UserError(
                 f"compare.arms: the arm {arm} is a reference that knows the truth, and the dataset has no column "
                 "truth_label; leave the arm out"
@@ -132,24 +133,24 @@ def check_comparison(workspace: Workspace) -> None:
             'compare.arms: the arm cleanlab needs a package that is not installed: pip install "diffinf[peers]", '
             "or leave the arm out"
         )
-    check_apart(workspace)
+    check_apart(config, dataset)
 
 
-def check_apart(workspace: Workspace) -> None:
+def check_apart(config: RunConfig, dataset: FaceDataset) -> None:
     """Refuse a test split that shares files or persons with training, unless the settings allow it; UserError."""
-    data, train, test = workspace.dataset, workspace.rows, workspace.dataset.rows("test")
-    files = np.array(data.sha256)
-    shared = {"files": _shared(data.ids[test], files[test], files[train])}
-    if data.identities is not None:
-        shared["persons"] = _shared(data.ids[test], data.identities[test], data.identities[train])
-    _refuse_overlap(workspace, shared)
+    train, test, files = dataset.rows("train"), dataset.rows("test"), np.array(dataset.sha256)
+    shared = {"files": _shared(dataset.ids[test], files[test], files[train])}
+    if dataset.identities is not None:
+        shared["persons"] = _shared(dataset.ids[test], dataset.identities[test], dataset.identities[train])
+    _refuse_overlap(config, dataset, shared)
 
 
 def check_pictures(workspace: Workspace, images_test: Tensor) -> None:
     """Refuse test pictures that are in training too, pixel by pixel, however their files were encoded."""
     ids = workspace.dataset.ids[workspace.dataset.rows("test")]
     known = _digests(workspace.images)
-    _refuse_overlap(workspace, {"pictures": _shared(ids, _digests(images_test), known)})
+    shared = {"pictures": _shared(ids, _digests(images_test), known)}
+    _refuse_overlap(workspace.config, workspace.dataset, shared)
 
 
 def _digests(images: Tensor) -> npt.NDArray[np.str_]:
@@ -164,16 +165,16 @@ def _shared(
     return [str(name) for name, key in zip(ids, keys.tolist(), strict=True) if key and key in there]
 
 
-def _refuse_overlap(workspace: Workspace, shared: dict[str, list[str]]) -> None:
-    n = len(workspace.dataset.rows("test"))
+def _refuse_overlap(config: RunConfig, dataset: FaceDataset, shared: dict[str, list[str]]) -> None:
+    n = len(dataset.rows("test"))
     named = [
         f"{what} of training in {len(ids)} of {n} test samples ({name_some(ids)})"
         for what, ids in shared.items()
         if ids
     ]
-    if named and not workspace.config.compare.allow_overlap:
+    if named and not config.compare.allow_overlap:
         raise UserError(
-            f"{workspace.dataset.source.name}: the test split is not apart: {'; '.join(named)}; "
+            f"{dataset.source.name}: the test split is not apart: {'; '.join(named)}; "
             "`diffinf inspect` lists them: mend the splits, or compare all the same with --set "
             "compare.allow_overlap=true"
         )
