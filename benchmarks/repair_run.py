@@ -35,6 +35,8 @@ def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
     """The settings of the run: the preset's, with longer trainings, under what --set says."""
     name = options.preset or default_preset()
     values: dict[str, Any] = {"seed": 0, "data": {"id": "id", "split": "split"}}
+    if not options.rendered:
+        values["compare"] = {"allow_overlap": True}  # FER2013 has two pictures twice, across the split
     if options.rendered:
         values["data"]["identity"] = "identity"
         values["autoencoder"] = {"weights": "rendered"}

@@ -361,7 +361,7 @@ class RepairConfig(StageConfig):
         0.3, ge=0, le=1, description="P(label) must exceed every other class's by so much"
     )
     spare: float = Field(
-        1.0,
+        0.75,
         ge=0,
         description="of the edits that passed, those are taken back whose originals show their label best on a second "
         "look: as many as flags are estimated to be right, times this; 0: none, and no second look",
