@@ -139,9 +139,10 @@ def search(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         tried = ", ".join(f"{value}: {figure:.3f}" for value, figure in values.items())
         console.print(f"{method}: {tried}; taken: {knobs.get(method, 'none, all diverged')}")
     known = read_json(options.knobs) if options.knobs.exists() else {}
+    before = known.get(_task(options), {})
     found = {
-        "knobs": knobs,
-        "validation": figures,
+        "knobs": {**before.get("knobs", {}), **knobs},
+        "validation": {**before.get("validation", {}), **figures},
         "date": date.today().isoformat(),
         "steps": budget.classifier.steps,
     }

@@ -21,11 +21,17 @@ Ints = npt.NDArray[np.int64]
 
 REFERENCES = ("clean", "true-flags", "oracle-edit")  # they know the truth
 CONFIRMATORY = ("baseline", "filter", "relabel", "resample")  # and the best robust loss
+EDITS_ALONE = "diffinf"  # no policy and no other loss: what it wins is won by its edits
 CLAIMS = ("resample", "roundtrip")  # editing helps only if both are beaten
+UNCALIBRATED = ("aldr-kl",)  # whose logits are not log probabilities
 LEVEL = 0.05
 RESAMPLES = 2000
-_SCORED = ("filter", "down-weight", "relabel", "resample", "cleanlab")
-_SCORING, _EDITING = ("crossfit", "influence", "score"), ("train-autoencoder", "repair")
+_SCORED = ("filter", "down-weight", "relabel", "resample")
+_CROSSFIT, _SCORING, _EDITING = (
+    ("crossfit",),
+    ("train", "crossfit", "influence", "score"),
+    ("train-autoencoder", "repair"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,10 +153,13 @@ def results(
         if trained.test[arm]:
             arms[arm] |= {
                 "as_trained": _measures(trained, arm, classes, names, resamples),
-                "adjusted": _measures(adjusted, arm, classes, names, resamples),
                 "gap_closed": _gap(trained, arm, classes, resamples),
-                "gap_closed_adjusted": _gap(adjusted, arm, classes, resamples),
             }
+            if split_arm(arm)[1] in UNCALIBRATED:
+                arms[arm]["as_trained"]["ece"] = None
+            else:
+                arms[arm]["adjusted"] = _measures(adjusted, arm, classes, names, resamples)
+                arms[arm]["gap_closed_adjusted"] = _gap(adjusted, arm, classes, resamples)
     for arm, cost in costs(trained, timings).items():
         arms[arm]["cost"] = cost
     return {
@@ -158,7 +167,7 @@ def results(
         "chosen": chosen,
         "arms": arms,
         "tests": _tests(trained, chosen, classes, resamples),
-        "tests_adjusted": _tests(adjusted, chosen, classes, resamples),
+        "adjusted_minus": _differences(adjusted, chosen, classes, resamples),
     }
 
 
@@ -196,37 +205,48 @@ def difference(
     return paired_difference(*logits, trained.labels, classes=classes, resamples=resamples).to_dict()
 
 
+def _differences(
+    trained: Trained, chosen: Mapping[str, Any], classes: Sequence[int], resamples: int
+) -> dict[str, dict[str, Any]]:
+    """The chosen arm minus each rival, paired; a rival that was not trained is left out."""
+    arm, robust = chosen["diffinf"], chosen["robust"]
+    if arm is None:
+        return {}
+    minus = {
+        rival: difference(trained, arm, rival, classes, resamples)
+        for rival in (*CONFIRMATORY, *([robust] if robust else []))
+    }
+    return {rival: found for rival, found in minus.items() if found is not None}
+
+
 def _tests(
     trained: Trained, chosen: Mapping[str, Any], classes: Sequence[int], resamples: int
 ) -> dict[str, Any] | None:
-    """Confirmatory tests of the chosen arm with Holm's p values, and whether the claims hold."""
+    """Confirmatory tests of the chosen arm with Holm's p values, and whether the claims hold of the edits alone."""
     arm = chosen["diffinf"]
     if arm is None:
         return None
-    rivals = [*CONFIRMATORY, *([chosen["robust"]] if chosen["robust"] else [])]
-    minus = {
-        rival: difference(trained, arm, rival, classes, resamples)
-        for rival in dict.fromkeys([*rivals, *CLAIMS])
-    }
-    made = {rival: found for rival in rivals if (found := minus[rival]) is not None}
+    made = _differences(trained, chosen, classes, resamples)
     adjusted = holm({rival: found["p_value"] for rival, found in made.items()})
     confirmatory = {
         rival: {**found, "p_holm": adjusted[rival], "won": found["estimate"] > 0 and adjusted[rival] < LEVEL}
         for rival, found in made.items()
     }
-    claims = {rival: found for rival in CLAIMS if (found := minus[rival]) is not None}
+    minus = {rival: difference(trained, EDITS_ALONE, rival, classes, resamples) for rival in CLAIMS}
+    claims = {rival: found for rival, found in minus.items() if found is not None}
     beaten = [found["estimate"] > 0 and found["p_value"] < LEVEL for found in claims.values()]
+    wanted = [*CONFIRMATORY, *([chosen["robust"]] if chosen["robust"] else []), *CLAIMS]
     return {
         "arm": arm,
         "confirmatory": confirmatory,
-        "missing": [rival for rival in [*rivals, *CLAIMS] if minus[rival] is None],
+        "missing": [rival for rival in dict.fromkeys(wanted) if rival not in {**made, **claims}],
         "claims": claims,
         "editing_helps": all(beaten) if len(claims) == len(CLAIMS) else None,
     }
 
 
 def costs(trained: Trained, timings: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Cost of each arm in trainings of the baseline: its training, and with what it needs of the run beforehand.
+    """Cost of each arm in trainings of the baseline, by the clock: its training, and what it needs of the run before.
 
     The training is the median over the seeds, since one that was taken up again counts only its last part. The
     arms that know the truth need nothing beforehand here, and no arm pays for what the user brought (weights).
@@ -236,11 +256,14 @@ def costs(trained: Trained, timings: Mapping[str, float]) -> dict[str, dict[str,
     unit = float(np.median(trained.seconds["baseline"]))
     if not unit:
         return {}
-    scoring, editing = (sum(timings.get(stage, 0.0) for stage in part) for part in (_SCORING, _EDITING))
+    crossfit, scoring, editing = (
+        sum(timings.get(stage, 0.0) for stage in part) for part in (_CROSSFIT, _SCORING, _EDITING)
+    )
     found = {}
     for arm, seconds in trained.seconds.items():
         base, training = split_arm(arm)[0], float(np.median(seconds))
-        before = scoring if base in _SCORED else scoring + editing if _is_edited(base) else 0.0
+        before = crossfit if base == "cleanlab" else scoring if base in _SCORED else 0.0
+        before = scoring + editing if _is_edited(base) else before
         found[arm] = {"training": training / unit, "whole": (training + before) / unit}
     return found
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffinf.run import atomic_path
-from evidence_results import REFERENCES
+from evidence_results import EDITS_ALONE, REFERENCES
 
 _LINES = ("oracle-edit", "clean")  # drawn as lines to hold the others against
 _COLOURS = {"oracle-edit": "#3b7a57", "clean": "#777777"}
@@ -20,9 +20,11 @@ _COLOURS = {"oracle-edit": "#3b7a57", "clean": "#777777"}
 def show(found: dict[str, Any], console: Console) -> None:
     """Print the arms, the tests and what follows from them."""
     _show_arms(found, console)
-    for name, title in (("tests", "as trained"), ("tests_adjusted", "logits freed of the label prior")):
-        if found[name] is not None:
-            _show_tests(found[name], title, console)
+    if found["tests"] is not None:
+        _show_tests(found["tests"], console)
+    if found["adjusted_minus"]:
+        rivals = ", ".join(f"{rival} {interval(row)}" for rival, row in found["adjusted_minus"].items())
+        console.print(f"logits freed of the label prior, descriptive: {found['tests']['arm']} minus {rivals}")
 
 
 def _show_arms(found: dict[str, Any], console: Console) -> None:
@@ -52,25 +54,25 @@ def _show_arms(found: dict[str, Any], console: Console) -> None:
             seeds,
             interval(plain["primary"]),
             *(
-                f"{plain[key]['estimate']:.3f}"
+                "-" if plain[key] is None else f"{plain[key]['estimate']:.3f}"
                 for key in ("balanced_accuracy", "accuracy", "macro_f1", "ece")
             ),
-            interval(row["adjusted"]["primary"]),
+            interval(row["adjusted"]["primary"] if "adjusted" in row else None),
             interval((row["gap_closed"] or {}).get("closed")),
             "" if cost is None else f"{cost['training']:.1f} / {cost['whole']:.1f}",
         )
     console.print(table)
 
 
-def _show_tests(tests: dict[str, Any], title: str, console: Console) -> None:
-    table = Table("against", "difference", "p", "p (Holm)", "won", title=f"{tests['arm']}, {title}")
+def _show_tests(tests: dict[str, Any], console: Console) -> None:
+    table = Table("against", "difference", "p", "p (Holm)", "won", title=f"{tests['arm']}, as trained")
     for rival, row in tests["confirmatory"].items():
         p_values = (f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}")
         table.add_row(rival, interval(row), *p_values, "yes" if row["won"] else "no")
     console.print(table)
     claims = ", ".join(f"{rival} {interval(row)}" for rival, row in tests["claims"].items())
     verdict = {True: "shown", False: "not shown", None: "not tested"}[tests["editing_helps"]]
-    console.print(f"editing helps (over {claims or 'nothing'}): {verdict}")
+    console.print(f"editing helps ({EDITS_ALONE} minus {claims or 'nothing'}): {verdict}")
     if tests["missing"]:
         console.print(f"not tested, no such arm: {', '.join(tests['missing'])}")
 

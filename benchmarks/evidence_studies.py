@@ -13,6 +13,7 @@ from rich.table import Table
 from diffinf.config import PresetName, RunConfig, apply_overrides, make_config
 from diffinf.data.rendered.annotate import NOISES
 from diffinf.data.rendered.write import render_dataset
+from diffinf.demo import RENDERED_REPAIR
 from diffinf.evaluate.measures import arm_measures
 from diffinf.pipeline import execute
 from diffinf.run import Run, read_json, read_table, stage_key, write_json
@@ -143,6 +144,7 @@ def _repaired(
         "seed": 0,
         "data": {"id": "id", "split": "split", "identity": "identity"},
         "autoencoder": {"weights": "rendered"},
+        "repair": RENDERED_REPAIR,
     }
     base = make_config(str(file.resolve()), preset_name=preset, values=values, overrides=overrides)
     run = execute(base, until="repair", out=places / "run")
