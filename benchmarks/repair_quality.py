@@ -68,8 +68,8 @@ def quality(flagged: Flagged, *, dlib: bool) -> dict[str, Any]:
         "note": "conversion is that of the run: after the gate, the second look and the policy",
     }
     judged = None
-    if flagged.workspace.identities is not None:
-        found["identity"] = persons_identity(flagged)
+    if flagged.workspace.identities is not None or _gate(flagged)["identity_threshold"] is not None:
+        found["identity"] = gate_identity(flagged)
     elif not dlib:
         found["identity"] = {"note": "not judged: --no-dlib"}
     else:
@@ -91,16 +91,20 @@ def conversions(flagged: Flagged, judged: tuple[Floats, float] | None) -> dict[s
 
     Args:
         flagged: the run.
-        judged: cosines of original and edit (M,) by dlib, and its threshold: conversion with and without them.
+        judged: cosines of original and edit (M,) by dlib, and its threshold, where the gate did not judge: conversion
+            with and without them. Where the gate did, conversion counts accepted edits that it could not judge as
+            failed, and beside it as the same person.
     """
     names = flagged.workspace.dataset.class_names
     done = accepted(flagged)
     readings = {name: flagged.oracle.read(images, flagged.rows) for name, images in flagged.pictures.items()}
-    threshold = read_json(flagged.run.repair / "gate.json")["identity_threshold"]
+    threshold = _gate(flagged)["identity_threshold"]
     by_run = None
     if threshold is not None:
         cosines = np.array([row["identity_similarity"] for row in flagged.edits], dtype=np.float64)
         by_run = cosines, threshold
+        if judged is None and np.isnan(cosines[done]).any():  # whom the gate let pass without a judgement
+            judged = np.where(np.isnan(cosines), 1.0, cosines), threshold
 
     def measured(rows: Bools, oracle: str, identity: tuple[Floats, float] | None) -> dict[str, Any]:
         return conversion(
@@ -118,7 +122,8 @@ def conversions(flagged: Flagged, judged: tuple[Floats, float] | None) -> dict[s
         "real_read_as_these_labels": real_recall(flagged),
         "by_spare": by_spare(flagged, readings["edited"], by_run),
     }
-    for title, identity in {"conversion": by_run, "conversion_with_dlib": judged}.items():
+    beside = "conversion_with_dlib" if by_run is None else "conversion_unjudged_kept"
+    for title, identity in {"conversion": by_run, beside: judged}.items():
         if title == "conversion" or identity is not None:
             result[title] = {
                 oracle: {
@@ -134,9 +139,14 @@ def conversions(flagged: Flagged, judged: tuple[Floats, float] | None) -> dict[s
     return result
 
 
-def persons_identity(flagged: Flagged) -> dict[str, Any]:
+def _gate(flagged: Flagged) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(flagged.run.repair / "gate.json")
+    return found
+
+
+def gate_identity(flagged: Flagged) -> dict[str, Any]:
     """Identity of the accepted edits as the gate judged it."""
-    gate = read_json(flagged.run.repair / "gate.json")
+    gate = _gate(flagged)
     if gate["identity_threshold"] is None:
         return {"note": "not judged: the settings of the run have no judge of identity"}
     mine = accepted(flagged) & flagged.counted

@@ -45,7 +45,7 @@ def _quality(found: Found, console: Console) -> None:
         recall = ", ".join(f"{label} {_number(value, 2)}" for label, value in oracle["recall"].items())
         oracles.add_row(name, _number(oracle["accuracy"]), _number(oracle["balanced_accuracy"]), recall)
     console.print(oracles)
-    for title in ("conversion", "conversion_with_dlib"):
+    for title in ("conversion", "conversion_with_dlib", "conversion_unjudged_kept"):
         if title in found:
             console.print(_conversion(title.replace("_", " "), found[title]))
     lines = Table("figure", "value", title="accepted edits")
