@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -59,7 +61,8 @@ class Benchmark:
 
     def __init__(self, scale: Scale, generator: dict[str, Any], work: Path) -> None:
         """Render the people and train what judges."""
-        self.scale, self.work = scale, work / stage_key(asdict(scale), generator)[:12]
+        config = GeneratorConfig(condition="embedding", steps=scale.steps, **generator)
+        self.scale, self.work = scale, work / stage_key(asdict(scale), config.model_dump(mode="json"))[:12]
         self.work.mkdir(parents=True, exist_ok=True)
         seed = 1000 * (scale.seed + 1)
         self.train = self._faces("train", scale.people, scale.pictures, seed)
@@ -67,6 +70,9 @@ class Benchmark:
         counts = [scale.context_pictures, scale.oracle_pictures, scale.real_pictures]
         held = self._faces("held", scale.held_people, sum(counts), seed + 2)
         context, oracle, self.real = parts_of(held, counts)
+        # Real pictures as if they had been generated: of the same people, but not those that measure.
+        each = min(scale.per_context, scale.context_pictures)
+        self.as_generated = parts_of(context, [each])[0]
         embedder = contexts_embedder(self.train, scale, self.work / "embedder.safetensors")
         self.contexts = identity_contexts(embedder.embed(context["images"])[0], context["who"])
         self.given = identity_contexts(embedder.embed(self.train["images"])[0], self.train["who"])
@@ -76,7 +82,7 @@ class Benchmark:
             Regressor(judged, oracle, scale, self.work / "factors.safetensors"),
             self.real,
         )
-        self.model = self._generator(GeneratorConfig(condition="embedding", steps=scale.steps, **generator))
+        self.model = self._generator(config)
         self.who = torch.arange(scale.held_people).repeat_interleave(scale.per_context)
 
     def _faces(self, name: str, people: int, pictures: int, seed: int) -> dict[str, Tensor]:
@@ -180,10 +186,11 @@ def evaluations(schedule: str, steps: int, timesteps: int) -> float:
     return 1 + sum(found.scale(1.0, level, timesteps) > 0 for level in levels) / steps
 
 
-def run(scale: Scale, generator: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Run all arms and return the report."""
+def run(scale: Scale, generator: dict[str, Any], work: Path, arguments: list[str]) -> dict[str, Any]:
+    """Run all arms and return the report, which names the command-line `arguments`."""
     bench = Benchmark(scale, generator, work)
-    real = bench._measured("real", lambda: bench.real["images"], bench.real["who"])
+    held_out = bench.as_generated
+    real = bench._measured("real held-out pictures", lambda: held_out["images"], held_out["who"])
     none = bench.arm("none")
     first = [none, *(bench.arm(strategy) for strategy in STRATEGIES[1:])]
     best = sorted(first[1:], key=lambda arm: -(arm["fdr"] or 0.0))[:2]
@@ -209,7 +216,7 @@ def run(scale: Scale, generator: dict[str, Any], work: Path) -> dict[str, Any]:
     quality = zip(NUISANCE, bench.measures.regressor.quality.tolist(), strict=True)
     readable = {name: value for name, value in quality if value == value and value > float("-inf")}
     return {
-        "command": "python benchmarks/generation.py",
+        "command": shlex.join(["python", "benchmarks/generation.py", *arguments]),
         "version": __version__,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
@@ -246,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="where parts are kept")
-    parser.add_argument("--json", type=Path, help="write the report there as well")
+    parser.add_argument("--json", type=Path, help="where the report goes (WORK/generation.json)")
     parser.add_argument("--set", action="append", default=[], help="generator setting as name=value (JSON)")
     parser.add_argument(
         "--rendered", action="store_true", help="rendered people: all there is, and the default"
@@ -258,10 +265,9 @@ def main(arguments: list[str] | None = None) -> None:
     scale = Scale(**{field.name: getattr(given, field.name) for field in fields(Scale)})
     settings = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.set)}
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    report = run(scale, settings, given.work)
+    report = run(scale, settings, given.work, sys.argv[1:] if arguments is None else arguments)
     show(report)
-    if given.json:
-        write_json(given.json, report)
+    write_json(given.json or given.work / "generation.json", report)
 
 
 if __name__ == "__main__":
