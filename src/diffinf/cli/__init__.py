@@ -6,7 +6,7 @@ import errno
 import sys
 
 # They add their commands.
-from diffinf.cli import datasets, detect, edits, evaluate, export, inspect, models, runs  # noqa: F401
+from diffinf.cli import crop, datasets, detect, edits, evaluate, export, inspect, models, runs  # noqa: F401
 from diffinf.cli.app import app
 from diffinf.errors import UserError
 
