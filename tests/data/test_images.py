@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from diffinf.config import DataConfig
-from diffinf.data import open_dataset
+from diffinf.data import images, open_dataset
 from diffinf.data.images import (
     UnreadableImageError,
     decode_image,
@@ -299,6 +299,71 @@ def test_png_files_with_more_than_pixels_are_left_to_pillow(options: dict[str, A
         options = {"exif": exif}
     image = decode_image(encode(Image.fromarray(np.array([[0, 9]], dtype=np.uint8)), **options), max_pixels=9)
     assert np.asarray(image).tolist() == ([[9, 0]] if "exif" in options else [[255, 9]])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 1), (5, 9), (40, 33), (48, 48, 3), (7, 6, 3), (33, 20, 3), (200, 210, 3)]),
+    seed=st.integers(0, 99),
+    options=st.sampled_from(
+        [
+            {},
+            {"progressive": True},
+            {"subsampling": 0},
+            {"comment": b"x"},
+            {"restart_marker_rows": 1},
+            {"quality": 100},
+        ]
+    ),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 7)), max_size=3),
+    cut=st.one_of(st.none(), st.integers(0, 10**6)),
+)
+def test_plain_jpeg_files_decode_as_pillow_decodes_them(
+    shape: tuple[int, ...], seed: int, options: dict[str, Any], flips: list[tuple[int, int]], cut: int | None
+) -> None:
+    data = bytearray(encode(Image.fromarray(noise(shape, seed)), "JPEG", **options))
+    for place, bit in flips:
+        data[place % len(data)] ^= 1 << bit
+    given_bytes = bytes(data if cut is None else data[: cut % len(data)])
+
+    limit = 10 * LIMIT
+
+    def decoded() -> Image.Image | None:
+        try:
+            return decode_image(given_bytes, max_pixels=limit)
+        except UnreadableImageError:
+            return None
+
+    if not flips and cut is None:
+        assert images._plain_jpeg(given_bytes, limit, None) is not None
+    image = decoded()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_plain_jpeg", lambda *_: None)
+        expected = decoded()
+    assert (image is None) == (expected is None)
+    if image is not None and expected is not None:
+        assert image.mode == expected.mode
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_jpeg_files_with_more_than_pixels_are_left_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture = Image.fromarray(noise((64, 64, 3), 0))
+    special = [
+        encode(picture, "JPEG", exif=exif),
+        encode(picture, "JPEG", icc_profile=profile("sRGB")),
+        encode(picture.convert("CMYK"), "JPEG"),
+        encode(picture, "PNG"),
+        b"\xff\xd8" + b"\xff\xe0\0\0" * 9,
+    ]
+    assert [images._plain_jpeg(data, LIMIT, None) for data in special] == [None] * len(special)
+    plain = encode(picture, "JPEG")
+    assert images._plain_jpeg(plain, LIMIT, 33) is not None
+    assert images._plain_jpeg(plain, LIMIT, 32) is None  # a reduced scale would do
+    assert decode_image(plain, max_pixels=LIMIT, least_side=32).size == (32, 32)
+    with pytest.raises(UnreadableImageError, match="max_pixels = 4095"):
+        images._plain_jpeg(plain, 4095, None)
 
 
 def test_headers() -> None:

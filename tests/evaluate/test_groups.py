@@ -29,6 +29,19 @@ def test_before_the_repair_nothing_is_said_of_edits():
     assert found.to_dict()["edited"] is None and found.to_dict()["edited_ci"] is None
 
 
+def test_the_interval_of_a_median_holds_it_as_often_as_it_says():
+    def interval(values):
+        return count_groups(["a"] * len(values), values, [False] * len(values))["a"].median_ci
+
+    # The textbook's ranks: of 6 scores the first and last, of 20 the 6th and 15th, of 100 the 40th and 61st.
+    for n, ranks in ((5, None), (6, (1, 6)), (20, (6, 15)), (100, (40, 61))):
+        assert interval(np.arange(n, 0, -1.0)) == ranks
+    assert interval([*range(1, 7), np.nan]) == (1, 6)
+    draws = np.random.default_rng(0).exponential(size=(400, 25))
+    held = [low <= np.log(2) <= high for low, high in map(interval, draws)]
+    assert np.mean(held) > 0.93
+
+
 def test_the_most_frequent_groups_are_told_apart():
     groups = [f"g{index:02}" for index in range(40) for _ in range(index + 1)]
     assert group_names(groups) == [f"g{index:02}" for index in range(16, 40)]

@@ -6,7 +6,18 @@ import errno
 import sys
 
 # They add their commands.
-from diffinf.cli import datasets, detect, edits, evaluate, export, generate, inspect, models, runs  # noqa: F401
+from diffinf.cli import (  # noqa: F401
+    crop,
+    datasets,
+    detect,
+    edits,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    models,
+    runs,
+)
 from diffinf.cli.app import app
 from diffinf.errors import UserError
 

@@ -15,7 +15,7 @@ from diffinf.config import Policy as PolicyName
 
 # As a user meets them; what is not named here comes last.
 _ORDER = (
-    *("demo", "inspect", "run", "train", "score", "train-autoencoder", "repair", "compare", "report"),
+    *("demo", "inspect", "crop", "run", "train", "score", "train-autoencoder", "repair", "compare", "report"),
     *("detect", "restore", "edit", "predict", "export", "train-generator", "generate", "evaluate"),
     *("import-diffae", "render"),
 )

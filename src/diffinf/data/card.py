@@ -113,7 +113,7 @@ def dataset_card(dataset: FaceDataset, story: pa.Table, out: Path) -> str:
     told = zip(story["action"].to_pylist(), story["reason"].to_pylist(), strict=True)
     reasons = Counter((action, reason) for action, reason in told if reason)
     lines = [
-        *_front_matter(["synthetic"] if actions["edited"] else []),
+        *front_matter(["synthetic"] if actions["edited"] else []),
         f"# {dataset.source.name.rstrip('/').rpartition('/')[2]}, refined",
         "",
         synthetic_notice(actions["edited"], story.num_rows - actions["dropped"]),
@@ -128,7 +128,7 @@ def dataset_card(dataset: FaceDataset, story: pa.Table, out: Path) -> str:
     ]
     if reasons:
         lines += ["| what | reason | samples |", "|---|---|---|"]
-        lines += [f"| {action} | {_cell(reason)} | {n} |" for (action, reason), n in sorted(reasons.items())]
+        lines += [f"| {action} | {cell(reason)} | {n} |" for (action, reason), n in sorted(reasons.items())]
         lines.append("")
     lines += [*class_table(dataset), "", *_makers(story)]
     lines.append(
@@ -160,7 +160,8 @@ def synthetic_notice(edited: int, total: int) -> str:
     )
 
 
-def _front_matter(tags: list[str]) -> list[str]:
+def front_matter(tags: list[str]) -> list[str]:
+    """Lines at the top of a card that name its tags."""
     return ["---", "tags:", *(f"- {tag}" for tag in ["faces", "diffinf", *tags]), "---", ""]
 
 
@@ -169,10 +170,10 @@ def class_table(dataset: FaceDataset) -> list[str]:
     lines = [f"| class, as annotated | {' | '.join(SPLITS)} |", f"|---|{'---|' * len(SPLITS)}"]
     for code, name in enumerate(dataset.class_names):
         counts = [int(np.sum((dataset.labels == code) & (dataset.splits == split))) for split in SPLITS]
-        lines.append(f"| {_cell(name)} | {' | '.join(map(str, counts))} |")
+        lines.append(f"| {cell(name)} | {' | '.join(map(str, counts))} |")
     return lines
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot break out of a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

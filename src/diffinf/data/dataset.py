@@ -25,6 +25,7 @@ from diffinf.progress import note, progress_bar
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from diffinf.config import DataConfig
 
@@ -108,6 +109,18 @@ class FaceDataset:
         except UnreadableImageError as error:
             raise self._gone(index, error) from error
 
+    def image(self, index: int, *, least_side: int | None = None) -> Image.Image:
+        """The decoded image of one row, upright, "L" or "RGB"; `least_side` as in `decode_image`.
+
+        Raises:
+            UserError: the file has changed or gone since the dataset was opened.
+        """
+        data = self.encoded(index)
+        try:
+            return decode_image(data, max_pixels=self.max_pixels, least_side=least_side, icc=self.icc)
+        except UnreadableImageError as error:
+            raise self._gone(index, error) from error
+
     def source_sha256(self, index: int) -> str:
         """Hex sha256 of `encoded(index)`, as it was when the dataset was opened."""
         return self.sha256[index]
@@ -137,13 +150,7 @@ class FaceDataset:
 
         def work(slots: list[int]) -> None:
             for slot in slots:
-                row = int(rows[slot])
-                try:
-                    image = decode_image(
-                        self.encoded(row), max_pixels=self.max_pixels, least_side=2 * size, icc=self.icc
-                    )
-                except UnreadableImageError as error:
-                    raise self._gone(row, error) from error
+                image = self.image(int(rows[slot]), least_side=2 * size)
                 pixels[slot] = square(image, size=size, channels=channels)
 
         front_to_back = np.argsort(self.positions[rows], kind="stable")  # of the source: fewer seeks

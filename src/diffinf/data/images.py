@@ -26,6 +26,10 @@ _EXIF_ORIENTATION = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Chunks beside which grey or RGB pixels mean the same: no palette, transparency, orientation, profile, frames.
 _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME", b"sRGB", b"gAMA"})
+# Markers beside which a JPEG's pixels mean the same: JFIF, tables, frames of Huffman codes, restarts, comments;
+# no EXIF, profile or further pictures.
+_PLAIN_MARKERS = frozenset(b"\xe0\xdb\xc4\xc0\xc1\xc2\xdd\xfe")
+_JPEG_FRAMES, _JPEG_SCAN = frozenset(b"\xc0\xc1\xc2"), 0xDA
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _LOSSY = {"quality": 95}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -71,7 +75,7 @@ def decode_image(
     if len(data) > max_file_bytes(max_pixels):
         raise UnreadableImageError(f"larger than {max_file_bytes(max_pixels)} bytes, see max_pixels")
     try:
-        plain = _plain_png(data, max_pixels)
+        plain = _plain_png(data, max_pixels) or _plain_jpeg(data, max_pixels, least_side)
         if plain is not None:
             return plain
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -131,6 +135,40 @@ def _plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
     try:
         return Image.frombytes(mode, (width, height), b"".join(rows), "zip", mode, 0)
     except ValueError:
+        return None
+
+
+def _plain_jpeg(data: bytes, max_pixels: int, least_side: int | None) -> Image.Image | None:
+    """A sound JPEG, grey or in three colours, of which the header says nothing special; None for all else.
+
+    As with PNG: the same decoder with the same arguments, without the plugin.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    position, frame = 2, b""
+    while True:
+        if position + 4 > len(data) or data[position] != 0xFF:
+            return None
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
+        if marker == _JPEG_SCAN:
+            break
+        if marker not in _PLAIN_MARKERS or length < 2 or (marker in _JPEG_FRAMES and frame):
+            return None
+        if marker in _JPEG_FRAMES:
+            frame = data[position + 4 : position + 10]
+        position += 2 + length
+    if len(frame) < 6:
+        return None
+    bits, height, width, components = struct.unpack(">BHHB", frame)
+    mode = {(8, 1): "L", (8, 3): "RGB"}.get((bits, components))
+    if mode is None or width == 0 or height == 0:
+        return None
+    _check_size(width, height, max_pixels)
+    if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
+        return None
+    try:
+        return Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
+    except (ValueError, OSError):
         return None
 
 

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,19 +72,50 @@ def write_refined(
     """
     out = out.absolute()
     _check_edits(dataset, replacements, dropped, relabelled)
+    without = set(dropped)
+    kept = [row for row, sample in enumerate(dataset.ids.tolist()) if sample not in without]
+    with writing_copy(
+        dataset, kept, replacements, out, relabelled=relabelled, quarantined=True, replace=replace, link=link
+    ) as (paths, folder):
+        story = provenance(dataset, replacements, dropped, relabelled, reasons or {}, paths, folder)
+        if made_by is not None:
+            story = story.replace_schema_metadata({MADE_BY: json.dumps(made_by)})
+        (folder / "README.md").write_text(dataset_card(dataset, story, out), encoding="utf-8")
+    write_table(provenance_path(out), story, dataset.class_names)
+    return paths
+
+
+@contextmanager
+def writing_copy(
+    dataset: FaceDataset,
+    rows: Sequence[int],
+    replacements: Mapping[str, bytes],
+    out: Path,
+    *,
+    relabelled: Mapping[str, str] | None = None,
+    quarantined: bool = False,
+    replace: bool = False,
+    link: Literal["copy", "hard"] | None = None,
+) -> Iterator[tuple[dict[str, str], Path]]:
+    """Write rows of a dataset to a temporary folder in its layout; at the end of the block it becomes `out`.
+
+    Yields id -> path of the image, or of the table that holds it, and the folder that the paths start from.
+    Replacements are read one at a time. With `quarantined`, samples that were left out come along.
+
+    Raises:
+        UserError: `out` is not empty, and `replace` is not set; it lies in the source or holds it; the disk is full.
+    """
+    out = out.absolute()
     check_output(dataset, out)
     if not replace and out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty; choose another folder with --out")
-    without = set(dropped)
-    rows = zip(dataset.positions.tolist(), dataset.ids.tolist(), strict=True)
+    left_out = zip(dataset.quarantine_positions, dataset.quarantine, strict=True)
     job = _Job(
         dataset=dataset,
         replacements=replacements,
-        kept={position: sample for position, sample in rows if sample not in without},
-        quarantined=dict(
-            zip(dataset.quarantine_positions, (entry.id for entry in dataset.quarantine), strict=True)
-        ),
-        relabelled=relabelled,
+        kept={int(dataset.positions[row]): str(dataset.ids[row]) for row in rows},
+        quarantined={position: entry.id for position, entry in left_out} if quarantined else {},
+        relabelled=relabelled or {},
         folder=out.with_name(f".{out.name}.partial"),
         link=(link or dataset.link) == "hard",
     )
@@ -93,19 +125,13 @@ def write_refined(
     make_directory(job.folder)
     try:
         with writing(out):
-            paths = job.write()
-            story = provenance(dataset, replacements, dropped, relabelled, reasons or {}, paths, job.folder)
-            if made_by is not None:
-                story = story.replace_schema_metadata({MADE_BY: json.dumps(made_by)})
-            (job.folder / "README.md").write_text(dataset_card(dataset, story, out), encoding="utf-8")
+            yield job.write(), job.folder
             if out.exists():
                 out.rename(old)
             job.folder.rename(out)
     finally:
         shutil.rmtree(job.folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    write_table(provenance_path(out), story, dataset.class_names)
-    return paths
 
 
 def check_output(dataset: FaceDataset, out: Path) -> None:
@@ -145,6 +171,26 @@ def _check_edits(
     unknown = sorted(set(relabelled.values()) - set(dataset.class_names))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no class; expected one of {', '.join(dataset.class_names)}")
+
+
+@dataclass(frozen=True)
+class _ByPosition(Mapping[int, bytes]):
+    """New images by position, each looked up when it is written."""
+
+    ids: Mapping[int, str]
+    images: Mapping[str, bytes]
+
+    def __getitem__(self, position: int) -> bytes:
+        return self.images[self.ids[position]]
+
+    def __contains__(self, position: object) -> bool:
+        return position in self.ids
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -196,8 +242,8 @@ class _Job:
         """Table files with edited rows, and the files that rows point to."""
         source, store = self.dataset.source, self.dataset.store
         # An image that is a file stays one; inside Parquet a new image is always embedded.
-        new = {p: self.replacements[s] for p, s in self.kept.items() if s in self.replacements}
-        embedded = new if store.in_table else {}
+        new = _ByPosition({p: s for p, s in self.kept.items() if s in self.replacements}, self.replacements)
+        embedded: Mapping[int, bytes] = new if store.in_table else {}
         files = {}
         for position in sorted(edits.ids):
             if position not in embedded and store.is_file(position):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import fisher_exact
+from scipy.stats import binom, fisher_exact
 
 from diffinf.evaluate.gain import arm_interval, holm
 from diffinf.evaluate.intervals import Interval, wilson_interval
@@ -28,12 +28,15 @@ class GroupCounts:
     Attributes:
         n: samples that were scored.
         median_score: None where no score is finite.
+        median_ci: its 95 % interval between two of the scores (by order statistics, whatever their distribution);
+            None of fewer than six finite ones, which cannot bound it.
         flagged: share in 0..1 with its Wilson interval; ``n_flagged`` of ``n``.
         edited: the same of edited samples; None before the repair.
     """
 
     n: int
     median_score: float | None
+    median_ci: tuple[float, float] | None
     n_flagged: int
     flagged: Interval
     n_edited: int | None
@@ -44,6 +47,7 @@ class GroupCounts:
         return {
             "n": self.n,
             "median_score": self.median_score,
+            "median_ci": None if self.median_ci is None else list(self.median_ci),
             "flagged": self.n_flagged,
             "flagged_share": self.flagged.estimate,
             "flagged_ci": list(self.flagged.ci),
@@ -77,6 +81,15 @@ def group_names(groups: Groups, most: int = MOST_GROUPS) -> list[str]:
     return sorted(sorted(counts, key=lambda name: (-counts[name], name))[:most])
 
 
+def _median_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """The narrowest symmetric pair of order statistics that holds the median with at least 95 %."""
+    outside = int(binom.ppf(0.025, len(values), 0.5)) if len(values) else 0
+    if outside == 0:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[outside - 1]), float(ordered[-outside])
+
+
 def count_groups(
     groups: Groups, scores: ArrayLike, flagged: ArrayLike, edited: ArrayLike | None = None
 ) -> dict[str, GroupCounts]:
@@ -103,6 +116,7 @@ def count_groups(
         found[name] = GroupCounts(
             n=n,
             median_score=float(np.median(finite)) if len(finite) else None,
+            median_ci=_median_interval(finite),
             n_flagged=hits,
             flagged=wilson_interval(hits, n),
             n_edited=changed,

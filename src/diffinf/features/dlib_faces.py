@@ -52,8 +52,11 @@ class DlibFaces:
         return torch.from_numpy(vectors.reshape(-1, SIZE)), found
 
 
-def weights_folder() -> Path:
-    """Return the folder of dlib's weights.
+def weights_folder(
+    wanted_by: str = "repair.identity: dlib's face recogniser",
+    instead: str = ", or choose auto, persons or none",
+) -> Path:
+    """Return the folder of dlib's weights; the arguments go into the message of the error.
 
     Raises:
         UserError: the extra `face` is not installed, or not whole.
@@ -66,8 +69,7 @@ def weights_folder() -> Path:
     )
     if folder is None or find_spec("dlib") is None or not all((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(
-            "repair.identity: dlib's face recogniser is not installed here; install it with "
-            '`pip install "diffinf[face]"`, or choose auto, persons or none'
+            f'{wanted_by} is not installed here; install it with `pip install "diffinf[face]"`{instead}'
         )
     return folder
 
@@ -77,12 +79,14 @@ def _models() -> tuple[Any, Any, Any]:
     """Detector, landmarks and recogniser of this process."""
     import dlib
 
-    landmarks, recogniser = (str(weights_folder() / name) for name in _WEIGHTS)
-    return (
-        dlib.get_frontal_face_detector(),
-        dlib.shape_predictor(landmarks),
-        dlib.face_recognition_model_v1(recogniser),
-    )
+    return *finders(), dlib.face_recognition_model_v1(str(weights_folder() / _WEIGHTS[1]))
+
+
+def finders() -> tuple[Any, Any]:
+    """Return a new detector and a new predictor of five landmarks; each serves one thread."""
+    import dlib
+
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(weights_folder() / _WEIGHTS[0]))
 
 
 @lru_cache(maxsize=512)  # originals are compared with one attempt after another
