@@ -6,7 +6,9 @@ Everything is rendered here at 32 px. The generator is trained on some people un
 asked for others by their contexts. A judge B of another architecture, seed and people embeds what comes out; an oracle
 classifier of the held-out people, trained on renders that nothing else sees, reads who it is. Six strategies at w = .5;
 then, for the two guided ones of the highest FDR, two other scales and other schedules; real pictures as the reference;
-and the failure that the Fréchet distance does not see: good pictures of the wrong person.
+and the failure that the Fréchet distance does not see: good pictures of the wrong person. Beside it a second
+generator, trained on the people it is asked for under contexts that it learned: the setting of relative
+classification accuracy.
 
 Each part is kept in --work under a name made of the options and read when it is there: a killed run goes on.
 """
@@ -53,6 +55,7 @@ from generation_parts import (
 STRATEGIES = ("none", "null", "random", "close", "mid", "far")
 SCALES = (0.25, 1.0)  # beside .5
 SCHEDULES = ("adaptive", "reversed", "interval:0-0.5", "interval:0.3-0.8", "interval:0.5-1")
+KNOWN = (("none", 0.0), ("null", 0.5), ("null", 1.0), ("null", 2.0), ("far", 0.5), ("far", 1.0))
 TARGET = 2.34  # times the FDR of "none", as published
 
 
@@ -82,29 +85,42 @@ class Benchmark:
             Regressor(judged, oracle, scale, self.work / "factors.safetensors"),
             self.real,
         )
-        self.model = self._generator(config)
+        self.model = self._generator("generator", config, self.train, self.given)
+        known = self._faces(
+            "known", scale.held_people, scale.known_pictures, seed + 2
+        )  # the same people anew
+        by_name = config.model_copy(update={"condition": "identity", "steps": scale.known_steps})
+        self.known = self._generator("known", by_name, known, None)
         self.who = torch.arange(scale.held_people).repeat_interleave(scale.per_context)
 
     def _faces(self, name: str, people: int, pictures: int, seed: int) -> dict[str, Tensor]:
         return cached(self.work / f"{name}.safetensors", lambda: render(people, pictures, seed, self.scale))
 
-    def _generator(self, config: GeneratorConfig) -> ContextGenerator:
-        folder = self.work / "generator"
+    def _generator(
+        self, name: str, config: GeneratorConfig, faces: dict[str, Tensor], given: Tensor | None
+    ) -> ContextGenerator:
+        folder = self.work / name
         if not (folder / LAYOUT.description).exists():
+            people = [] if given is not None else [f"{row:03d}" for row in range(int(faces["who"].max()) + 1)]
             train_generator(
-                self.train["images"],
-                self.train["who"],
+                faces["images"],
+                faces["who"],
                 config,
-                given=self.given,
+                given=given,
+                context_names=people,
                 seed=self.scale.seed,
                 device=CPU,
                 directory=folder,
             )
         return ContextGenerator.from_pretrained(folder)
 
-    def arm(self, strategy: str, w: float = 0.5, schedule: str = "constant") -> dict[str, Any]:
-        """Generate the held-out people in one way, and measure."""
+    def arm(
+        self, strategy: str, w: float = 0.5, schedule: str = "constant", *, known: bool = False
+    ) -> dict[str, Any]:
+        """Generate the held-out people in one way, by the generator that knows them or the other, and measure."""
         name = f"{strategy} w={w:g} {schedule}" if strategy != "none" else "none"
+        name = f"known, {name}" if known else name
+        model, contexts = (self.known, self.known.denoiser.contexts()) if known else (self.model, self.contexts)
         sampling = Sampling(
             negative=strategy,  # type: ignore[arg-type]
             scale=w,
@@ -112,12 +128,12 @@ class Benchmark:
             steps=self.scale.sampling_steps,
             seed=self.scale.seed,
         )
-        choice = choose_negative_contexts(self.contexts, sampling.negative, sampling.seed)
-        negatives = None if strategy in ("none", "null") else self.contexts[choice.indices][self.who]
+        choice = choose_negative_contexts(contexts, sampling.negative, sampling.seed)
+        negatives = None if strategy in ("none", "null") else contexts[choice.indices][self.who]
         seeds = self._seeds()
 
         def images() -> Tensor:
-            return sample_images(self.model, self.contexts[self.who], seeds, sampling, negatives)
+            return sample_images(model, contexts[self.who], seeds, sampling, negatives)
 
         found = self._measured(name, images, self.who)
         return {"strategy": strategy, "w": w, "schedule": schedule, **found}
@@ -203,7 +219,7 @@ def run(scale: Scale, generator: dict[str, Any], work: Path, arguments: list[str
         )
     ]
     failures = [bench.wrong_people(), bench.unconditional()]
-    rows = [real, *first, *more, *failures]
+    rows = [real, *first, *more, *failures, *(bench.arm(*arm, known=True) for arm in KNOWN)]
     base = torch.tensor(none["nuisance_spread"])
     for row in rows:
         spread = torch.tensor(row["nuisance_spread"])

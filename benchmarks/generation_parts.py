@@ -48,7 +48,9 @@ class Scale:
     oracle_steps: int = 1500
     regressor_steps: int = 1200
     steps: int = 3000  # of the generator
-    per_context: int = 10
+    known_pictures: int = 80  # of the held-out people, for the generator that knows them
+    known_steps: int = 2000  # of that generator
+    per_context: int = 16
     sampling_steps: int = 20
     seed: int = 0
 

@@ -25,6 +25,8 @@ MINIATURE = {
     "oracle-steps": 3,
     "regressor-steps": 3,
     "steps": 3,
+    "known-pictures": 4,
+    "known-steps": 3,
     "per-context": 3,
     "sampling-steps": 2,
 }
@@ -45,13 +47,13 @@ def test_the_whole_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     generation.main(arguments(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     rows = {row["arm"]: row for row in report["rows"]}
-    assert len(rows) == 1 + 6 + 2 * (2 + 5) + 2
+    assert len(rows) == 1 + 6 + 2 * (2 + 5) + 2 + 6
     assert rows["none"]["fdr_of_none"] == 1 and rows["none"]["gap_closed"] == 0
-    assert rows["real"]["gap_closed"] == pytest.approx(1)
+    assert rows["real held-out pictures"]["gap_closed"] == pytest.approx(1)
     # The same pictures of the wrong people: what sees pictures alone sees nothing.
     assert rows["contexts shuffled"]["frechet"] == rows["none"]["frechet"]
     assert rows["contexts shuffled"]["fdr"] == rows["none"]["fdr"]
-    assert all(row["n"] == 12 for name, row in rows.items() if name != "real")
+    assert all(row["n"] == 12 for name, row in rows.items() if name in generation.STRATEGIES)
     monkeypatch.setattr(generation, "sample_images", lambda *_: pytest.fail("sampled again"))
     monkeypatch.setattr(generation, "train_generator", lambda *_, **__: pytest.fail("trained again"))
     generation.main(arguments(tmp_path))
