@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 from diffinf.classify.model import load_classifier, to_input
 from diffinf.config import DataConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.data.writers import check_output
 from diffinf.errors import UserError
 from diffinf.features.persons import PersonEmbedder
 from diffinf.generate.contexts import identity_contexts, random_contexts
@@ -19,32 +23,40 @@ from diffinf.generate.model import ContextGenerator
 from diffinf.stages.measuring import saved_arrays
 from diffinf.stages.workspace import Ints
 
+T = TypeVar("T", int, float)
+
 EMBEDDER = "embedder"  # folder below the generator's
 EMBEDDINGS = ("embeddings", "embedding", "features", "contexts", "context")
 IDS = ("id", "ids", "context_id", "identity", "identities")
 
 
 def read_order(
-    model: ContextGenerator, folder: Path, text: str, per_context: int, seed: int, device: torch.device
+    model: ContextGenerator,
+    folder: Path,
+    text: str,
+    per_context: int,
+    seed: int,
+    device: torch.device,
+    out: Path,
 ) -> Order:
     """Return the contexts that `text` names: train, a file, random:N, reference:DATASET, perturb:DEGREES:SOURCE.
 
     Raises:
-        UserError: the text is none of these, or what it names cannot be read.
+        UserError: the text is none of these, what it names cannot be read, or `out` lies in the dataset it names.
     """
     kind, _, rest = text.partition(":")
     if kind == "perturb":
         degrees, _, source = rest.partition(":")
-        angle = _number(text, degrees)
+        angle = _number(text, degrees, float)
         if not 0 <= angle <= 180:
             raise UserError(f"--contexts {text}: expected an angle from 0 to 180 degrees")
-        order = read_order(model, folder, source or "train", per_context, seed, device)
+        order = read_order(model, folder, source or "train", per_context, seed, device, out)
         return order._replace(perturb=angle)
     if kind == "random":
-        vectors = random_contexts(round(_number(text, rest)), model.context_size, seed)
+        vectors = random_contexts(_number(text, rest, int), model.context_size, seed)
         return Order(vectors, [f"{row:06d}" for row in range(len(vectors))], per_context)
     if kind == "reference":
-        vectors, names = _reference(Path(rest), folder / EMBEDDER, device)
+        vectors, names = _reference(Path(rest), folder / EMBEDDER, device, out)
         return Order(vectors, names, per_context)
     if text == "train":
         if not model.context_names:
@@ -84,6 +96,11 @@ def read_embeddings(path: Path, ids: list[str]) -> Tensor:
     """Return the embeddings (N, D) of samples from a file that names them by id; UserError where it cannot."""
     vectors, names = _saved(path)
     place = {name: row for row, name in enumerate(names or [])}
+    if twice := len(names or []) - len(place):
+        first = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(
+            f"{path}: {twice} of its ids stand there more than once, {first!r} the first; expected each id once"
+        )
     if missing := [id_ for id_ in ids if id_ not in place]:
         raise UserError(
             f"{path}: {len(missing)} of {len(ids)} training samples are not among its ids, {missing[0]!r} the first; "
@@ -110,19 +127,20 @@ def _saved(path: Path) -> tuple[Tensor, list[str] | None]:
     return torch.from_numpy(found.astype(np.float32)), names
 
 
-def _reference(path: Path, embedder: Path, device: torch.device) -> tuple[Tensor, list[str]]:
+def _reference(path: Path, embedder: Path, device: torch.device, out: Path) -> tuple[Tensor, list[str]]:
     """Return the mean context of each person of a dataset, and the persons' names."""
     network, spec = load_embedder(embedder, device), load_classifier(embedder, device)[1]
-    dataset = open_dataset(path, DataConfig())
+    dataset = open_dataset(path, DataConfig(), to_measure=True)
+    check_output(dataset, out)
     rows = np.arange(len(dataset))
     names, who = persons_of(dataset, rows)
     images = dataset.images(rows, size=spec.image_size, channels=spec.in_channels)
     return identity_contexts(network.embed(images)[0], who), list(names)
 
 
-def _number(text: str, number: str) -> float:
+def _number(text: str, number: str, kind: Callable[[str], T]) -> T:
     try:
-        return float(number)
+        return kind(number)
     except ValueError as error:
         raise UserError(
             f"--contexts {text}: expected train, a file, random:N, reference:DATASET or perturb:DEGREES:SOURCE"

@@ -21,11 +21,12 @@ from diffinf.classify.model import (
 )
 from diffinf.config import GeneratorConfig, RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.data.writers import check_output
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT
 from diffinf.errors import UserError
 from diffinf.features.persons import train_identity
 from diffinf.generate.contexts import identity_contexts, random_contexts, unit_contexts
-from diffinf.generate.folder import TABLE, write_generated, write_samples_table
+from diffinf.generate.folder import TABLE, choose_negatives, write_generated, write_samples_table
 from diffinf.generate.model import LAYOUT, ContextGenerator
 from diffinf.generate.sample import Sampling, make_scheduler
 from diffinf.generate.train import CHECKPOINT, train_generator
@@ -70,14 +71,15 @@ def train_generator_on(
         fresh: start over where `out` holds another training.
 
     Raises:
-        UserError: the dataset lacks what the condition needs, or `out` holds another training.
+        UserError: the dataset lacks what the condition needs, or `out` holds another training or lies in the dataset.
     """
     team = Team()
     dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     shapes = [dataset.fingerprint, dataset.image_size, dataset.channels, dataset.icc]
     source = None if embeddings is None else file_sha256(embeddings) if embeddings.is_file() else "missing"
-    key = stage_key(shapes, config.seed, config.generator, source)
+    key = stage_key(shapes, config.seed, config.generator, source, _persons_key(dataset, config, embeddings))
     device = resolve_device(config.device)
+    check_output(dataset, out)
     if team.leads:
         _claim(out, key, fresh)
     _together(team)
@@ -170,12 +172,13 @@ def generate(
     team, where = Team(), resolve_device(device)
     model = ContextGenerator.from_pretrained(folder, device=where)
     make_scheduler(model, sampling.sampler, sampling.steps)
-    order = read_order(model, folder, contexts, per_context, sampling.seed, where)
+    order = read_order(model, folder, contexts, per_context, sampling.seed, where, out)
     if order.contexts.shape[1] != model.context_size:
         raise UserError(
             f"--contexts {contexts}: they have {order.contexts.shape[1]} components, the model was trained on "
             f"{model.context_size}"
         )
+    choice = choose_negatives(order, sampling)
     request = {
         "model": file_sha256(folder / LAYOUT.description),
         "contexts": stage_key(list(order.ids), order.contexts.tolist(), order.perturb),
@@ -184,7 +187,7 @@ def generate(
     if team.leads:
         _claim_output(out, request, fresh)
     _together(team)
-    choice = write_generated(model, order, sampling, out, rank=team.ranks.rank, size=team.ranks.size)
+    write_generated(model, order, choice, sampling, out, rank=team.ranks.rank, size=team.ranks.size)
     _together(team)
     if team.leads:
         if choice.normalised:
@@ -228,6 +231,17 @@ def estimate_generator(config: RunConfig) -> list[dict[str, Any]]:
     step = max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS
     work = f"{settings.steps} steps of the generator"
     return [{"stage": "train-generator", "work": work, "seconds": round(settings.steps * step, 1)}]
+
+
+def _persons_key(dataset: FaceDataset, config: RunConfig, embeddings: Path | None) -> list[Any]:
+    """Return what a training depends on beside pictures and labels: who is shown, and the embedder's training."""
+    if config.generator.condition == "label" or dataset.identities is None:
+        return []
+    found: list[Any] = [dataset.identities.tolist()]
+    if config.generator.condition == "embedding" and embeddings is None:
+        settings = config.classifier
+        found += [settings.name, settings.batch_size, settings.learning_rate]
+    return found
 
 
 def _claim(out: Path, key: str, fresh: bool) -> None:
@@ -275,7 +289,7 @@ def _together(team: Team) -> None:
 
 
 def _train_embedder(dataset: FaceDataset, config: RunConfig, directory: Path, device: torch.device) -> None:
-    """Train an embedder of persons on the split train and save it; what is there stays."""
+    """Train an embedder of persons on the split train and save it; what is there is of the same key, and stays."""
     if (directory / "config.json").exists():
         return
     rows = dataset.rows("train")
