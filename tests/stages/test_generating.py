@@ -221,7 +221,7 @@ def test_who_is_shown_and_how_the_embedder_is_trained_make_another_generator(
 
     def key(condition: str, identity: str, **classifier: Any) -> str:
         config = make_config(
-            faces,
+            str(faces),
             preset_name="tiny",
             values={
                 "device": "cpu",

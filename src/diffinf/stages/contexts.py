@@ -94,9 +94,10 @@ def load_embedder(directory: Path, device: torch.device) -> PersonEmbedder:
 
 def read_embeddings(path: Path, ids: list[str]) -> Tensor:
     """Return the embeddings (N, D) of samples from a file that names them by id; UserError where it cannot."""
-    vectors, names = _saved(path)
-    place = {name: row for row, name in enumerate(names or [])}
-    if twice := len(names or []) - len(place):
+    vectors, found = _saved(path)
+    names = found or []
+    place = {name: row for row, name in enumerate(names)}
+    if twice := len(names) - len(place):
         first = next(name for name, count in Counter(names).items() if count > 1)
         raise UserError(
             f"{path}: {twice} of its ids stand there more than once, {first!r} the first; expected each id once"

@@ -117,7 +117,7 @@ def measure_rca(
     for dataset in (real, made):
         check_output(dataset, out)
     device = resolve_device(config.device)
-    known = (
+    known: Lesson | Oracle = (
         _lesson(real, rows, config, data, train, out / "oracle")
         if oracle is None
         else load_oracle(oracle, device)
