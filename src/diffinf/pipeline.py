@@ -43,7 +43,7 @@ from diffinf.run import (
     stage_key,
     write_table,
 )
-from diffinf.stages.comparing import check_comparison, compare_run
+from diffinf.stages.comparing import check_comparison, compare_run, data_arms
 from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
 from diffinf.stages.refining import REFINED, refine
@@ -391,12 +391,14 @@ def compare(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config
     settings = config.classifier.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})
     compared = config.compare.model_dump(mode="json", exclude={"workers"})
-    key = stage_key("compare", run.key("refine"), settings, compared)
+    truth = workspace.truth()
+    known = [truth.tolist()] if truth is not None and "clean" in data_arms(config.compare.arms) else []
+    key = stage_key("compare", run.key("refine"), settings, compared, *known)
     if not run.compare.is_dir():
         run.discard("compare")
     # What is in compare/ stays: an arm whose material is the same need not be trained again.
     run.stage("compare", key, lambda: compare_run(workspace), outputs=("compare.parquet",))
-    if (truth := workspace.truth()) is not None:
+    if truth is not None:
         key = stage_key("evaluate-edits", run.key("refine"), settings, truth.tolist())
         run.stage("evaluate-edits", key, lambda: evaluate_edits(workspace, truth))
 

@@ -152,6 +152,26 @@ def test_divergence_is_a_row_and_does_not_sink_the_table(
     assert not (tmp_path / "compare" / "predictions" / "filter-0.safetensors").exists()
 
 
+def test_no_stale_final_model_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = tmp_path / "final"
+
+    def compared(arms: list[str], **options: Any) -> bool:
+        run_arms(**arguments(tmp_path, arms, final_directory=final, **options))
+        return final.exists()
+
+    assert compared(["diffinf"])
+    kept = (final / "model.safetensors").stat().st_mtime_ns
+    assert compared(["diffinf"]) and (final / "model.safetensors").stat().st_mtime_ns == kept
+    assert not compared(["baseline"])
+    assert compared(["diffinf"])
+
+    def diverging(*_: Any, **__: Any) -> Any:
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(runner, "train_classifier", diverging)
+    assert not compared(["diffinf"], edited_images={})
+
+
 def test_robust_arms_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arms = ["baseline", "gce", "co-teaching", "sam", "diffinf+elr", "filter+aldr-kl", "down-weight"]
     rows = run_arms(**arguments(tmp_path, arms, noise_rate=0.25)).to_pylist()

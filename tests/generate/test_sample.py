@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -111,6 +112,31 @@ def test_null_is_the_learned_empty_context() -> None:
     assert not before.equal(sampled(model, negative="null", scale=2.0))
     zeros = model.denoiser.embed(torch.zeros(1, 6))[0]
     assert not torch.allclose(zeros, model.denoiser.empty)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7, 600])
+def test_ddim_lands_where_the_next_step_starts(steps: int) -> None:
+    """Against the formula (arXiv 2010.02502) between the timesteps that the network is told; 7 do not divide 1000."""
+    model = make_generator()
+    scheduler = make_scheduler(model, "ddim", steps)
+    alphas = torch.cat([scheduler.alphas_cumprod.double(), torch.ones(1)])  # the last is the clean image
+    visited = [*scheduler.timesteps.tolist(), -1]
+    noisy = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = noisy.double()
+    for t, following in pairwise(visited):
+        v = torch.sin(expected + t)
+        noisy = scheduler.step(v.float(), t, noisy).prev_sample
+        a, b = alphas[t], alphas[following]
+        clean, noise = a.sqrt() * expected - (1 - a).sqrt() * v, a.sqrt() * v + (1 - a).sqrt() * expected
+        expected = b.sqrt() * clean + (1 - b).sqrt() * noise
+    assert visited[0] == 999 and len(visited) == steps + 1
+    torch.testing.assert_close(noisy.double(), expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_there_are_as_many_steps_as_asked_for(sampler: Any) -> None:
+    timesteps = make_scheduler(make_generator(), sampler, 61).timesteps.tolist()
+    assert len(timesteps) == 61 and min(timesteps) >= 0
 
 
 def test_seeds_depend_on_seed_identity_and_number() -> None:

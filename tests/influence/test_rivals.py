@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from diffinf.errors import UserError
-from diffinf.influence.rivals import knn_disagreement, rival_scores
+from diffinf.influence.rivals import cleanlab_issues, knn_disagreement, rival_scores
 
 
 @pytest.fixture
@@ -57,6 +57,16 @@ def test_every_score_but_entropy_puts_a_wrong_label_first() -> None:
     features = logits + 0.01 * np.arange(14).reshape(7, 2)
     scores = rival_scores(labels, logits, features, np.stack([logits, logits]), neighbours=2)
     assert all(scores[name].argmax() == 3 for name in scores if name != "entropy")
+
+
+def test_a_class_without_a_sample_does_not_blind_cleanlab() -> None:
+    pytest.importorskip("cleanlab")
+    shown = np.repeat([0, 2], 15)
+    labels = shown.copy()
+    labels[3] = 2
+    issues = cleanlab_issues(labels, 6.0 * np.eye(3)[shown])
+    assert np.flatnonzero(issues).tolist() == [3]
+    assert not cleanlab_issues(np.zeros(4, dtype=np.int64), np.zeros((4, 3))).any()
 
 
 def test_neighbours_leave_the_sample_itself_out() -> None:

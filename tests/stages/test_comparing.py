@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from data.miniatures import make_folders, make_table
+from diffinf import pipeline
 from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
@@ -166,6 +167,46 @@ def test_persons_in_both_splits_are_named_and_refused(tmp_path: Path) -> None:
         check_comparison(workspace.config, workspace.dataset)
     dataset.identities[test[0]] = dataset.identities[train[0]] = ""  # nobody knows who these are
     check_comparison(workspace.config, workspace.dataset)
+
+
+def test_persons_and_pictures_of_validation_are_not_tested_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(comparing, "note", said.append)
+    data = DataConfig(split="subset", identity="person")
+    workspace = workspace_of(tmp_path, make_table(tmp_path / "source"), data)
+    dataset = workspace.dataset
+    assert dataset.identities is not None
+    test, validation, train = (dataset.rows(split) for split in ("test", "validation", "train"))
+    dataset.identities[validation[0]] = dataset.identities[train[0]]
+    check_comparison(workspace.config, dataset)
+    assert len(said) == 1 and f"persons of training in 1 of {len(validation)} validation samples" in said[0]
+    dataset.identities[validation[0]] = dataset.identities[test[0]]
+    with pytest.raises(UserError, match=rf"persons of validation in \d of {len(test)} test samples"):
+        check_comparison(workspace.config, dataset)
+    images = workspace.images_of(test).clone()
+    images[0] = workspace.images_of(validation)[0]
+    with pytest.raises(UserError, match=r"pictures of validation in [1-9]\d* of .* test samples"):
+        comparing.check_pictures(workspace, images)
+
+
+def test_other_truth_compares_again_where_an_arm_is_trained_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_of(tmp_path, make_folders(tmp_path / "source"))
+    keys: dict[str, str] = {}
+    monkeypatch.setattr(Run, "stage", lambda _, name, key, *__, **___: keys.update({name: key}))
+
+    def key(arms: list[str], truth: int) -> str:
+        compare = workspace.config.compare.model_copy(update={"arms": arms})
+        workspace.config = workspace.config.model_copy(update={"compare": compare})
+        monkeypatch.setattr(workspace, "truth", lambda: np.array([0, truth]))
+        pipeline.compare(workspace)
+        return keys["compare"]
+
+    assert key(["baseline", "clean+gce"], 0) != key(["baseline", "clean+gce"], 1)
+    assert key(["baseline", "gce"], 0) == key(["baseline", "gce"], 1)
 
 
 def test_the_command_takes_arms_and_seeds(

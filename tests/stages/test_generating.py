@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from diffinf.cli import main
+from diffinf.config import make_config
 from diffinf.data.rendered.write import render_dataset
 from diffinf.errors import UserError
 from diffinf.generate import folder
 from diffinf.generate.sample import Sampling
-from diffinf.stages import generating
+from diffinf.stages import contexts, generating
 
 TINY = ["--preset", "tiny", "--device", "cpu", "--set", "data.image_size=16", "--set", "generator.steps=3"]
 
@@ -202,3 +203,79 @@ def test_the_estimate_trains_nothing(faces: Path, tmp_path: Path, capsys: pytest
     main_(["train-generator", str(faces), str(tmp_path / "model"), *TINY, "--estimate", "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["work"] == "3 steps of the generator" and not (tmp_path / "model").exists()
+
+
+def test_who_is_shown_and_how_the_embedder_is_trained_make_another_generator(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the settings is given to the same folder: only the first may have it."""
+    monkeypatch.setattr(generating, "train_generator", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(generating, "_train_embedder", lambda *_: None)
+    seen: list[str] = []
+
+    def claim(_out: Path, key: str, _fresh: bool) -> None:
+        seen.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generating, "_claim", claim)
+
+    def key(condition: str, identity: str, **classifier: Any) -> str:
+        config = make_config(
+            str(faces),
+            preset_name="tiny",
+            values={
+                "device": "cpu",
+                "data": {"identity": identity, "image_size": 16},
+                "generator": {"condition": condition},
+                "classifier": classifier,
+            },
+        )
+        with pytest.raises(KeyboardInterrupt):
+            generating.train_generator_on(config, tmp_path / "model")
+        return seen.pop()
+
+    assert key("identity", "identity") != key("identity", "label")
+    assert key("label", "identity") == key("label", "label")
+    assert key("embedding", "identity") != key("embedding", "identity", batch_size=3)
+    assert key("identity", "identity") == key("identity", "identity", batch_size=3)
+
+
+def test_the_dataset_is_no_place_to_write_to(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = tmp_path / "faces"
+    for name in ("a", "b"):
+        (folders / name).mkdir(parents=True)
+        for number in range(12):
+            picture = np.full((24, 24, 3), 20 * number, np.uint8)
+            Image.fromarray(picture).save(folders / name / f"{number}.png")
+    (folders / "embedder").mkdir()
+    for out in (folders, folders / "model"):
+        with pytest.raises(SystemExit) as error:
+            main(["train-generator", str(folders), str(out), "--condition", "label", "--fresh", *TINY])
+        assert error.value.code == 2 and "inside the dataset" in capsys.readouterr().err
+    assert (folders / "embedder").exists()
+
+
+def test_what_cannot_be_used_is_refused_before_anything_is_deleted(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call(model, out, contexts="random:3", per_context=1)
+    before = pixels(out)
+    np.savez(tmp_path / "twice.npz", contexts=np.eye(8)[:3], id=np.array(["a", "a", "b"]))
+    with pytest.raises(UserError, match="all different"):
+        call(model, out, contexts=str(tmp_path / "twice.npz"), fresh=True)
+    with pytest.raises(UserError, match="at least two different contexts"):
+        call(model, out, contexts="random:1", fresh=True)
+    assert pixels(out).keys() == before.keys() and (out / "samples.parquet").exists()
+
+
+def test_counts_are_whole_numbers(model: Path, tmp_path: Path) -> None:
+    for number in ("nan", "inf", "2.7"):
+        with pytest.raises(UserError, match="expected train, a file"):
+            call(model, tmp_path / "out", contexts=f"random:{number}")
+
+
+def test_an_id_that_stands_twice_among_embeddings_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", embeddings=np.eye(3), id=np.array(["a", "b", "a"]))
+    with pytest.raises(UserError, match="1 of its ids stand there more than once, 'a' the first"):
+        contexts.read_embeddings(tmp_path / "two.npz", ["a", "b"])

@@ -12,6 +12,7 @@ from PIL import Image
 from diffinf.classify.model import load_classifier, save_classifier
 from diffinf.cli import main
 from diffinf.data.rendered.write import render_dataset
+from diffinf.stages import judging
 from diffinf.stages.oracle import RECORD
 from faces import png
 
@@ -219,3 +220,30 @@ def test_persons_as_classes_of_rendered_faces(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert "errs too often" in shown and "by class, the worst first" in shown
     assert len(figures(tmp_path / "out")["classes"]) == 4
+
+
+def test_what_cannot_be_measured_is_refused_before_an_oracle_is_trained(
+    places: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(judging, "train_oracle", lambda *_, **__: pytest.fail("trained"))
+    rng = np.random.default_rng(0)
+    rows = [
+        (split, name, face(name, rng)) for split in ("train", "validation") for name in CLASSES for _ in "ab"
+    ]
+    real = write_table(tmp_path / "real", [*rows, ("test", "ann", face("ann", rng))])
+    made = write_folders(tmp_path / "made", {"cat": [face("cat", rng)]})
+    strange = write_folders(tmp_path / "strange", {"dan": [face("cat", rng)]})
+    out = ("--out", tmp_path / "out", *SETTINGS)
+    for arguments, words in (
+        (("--generated", made, "--real", real), "no class has both generated and real images"),
+        (("--generated", strange, "--real", real), "does not know: 'dan'"),
+        (
+            ("--generated", places["good"], "--real", real, "--train", real, "--real-split", "all"),
+            "trained on 6 of",
+        ),
+    ):
+        assert rca(*arguments, *out) == 2
+        assert words in capsys.readouterr().err, words

@@ -126,7 +126,8 @@ def run_arms(
         noise_rate: estimated share of wrong labels, what co-teaching forgets unless `compare.knobs` says else.
         images_validation: uint8 (V, C, H, W), to choose arms and knobs on; None: none.
         labels_validation: int64 (V,), as annotated.
-        final_directory: where the model of the arm diffinf with the first seed is saved.
+        final_directory: where the model of the arm diffinf with the first seed is saved; without that arm, or where
+            it diverges, none is there.
         table_path: where the table is written as Parquet.
         progress: show a progress bar.
 
@@ -163,6 +164,8 @@ def run_arms(
         flagged_weight=compare.knobs.get("down-weight", KNOBS["down-weight"].default),
     )
     config = config.model_copy(update={"checkpoint": None})
+    if final_directory is not None and "diffinf" not in compare.arms:
+        shutil.rmtree(final_directory, ignore_errors=True)  # of an earlier comparison
     runs: list[tuple[str, int]] = [
         (arm, seed + offset) for offset in range(compare.seeds) for arm in compare.arms
     ]
@@ -225,6 +228,10 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
     spec, config = read_settings(job)
     predictions = directory / "predictions" / f"{name}.safetensors"
     work = directory / ".work" / name
+    if job["final"] is not None:
+        shutil.rmtree(
+            job["final"], ignore_errors=True
+        )  # of other data or settings, and there may be no new one
     start = time.monotonic()
     failure = None
     try:

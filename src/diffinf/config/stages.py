@@ -400,11 +400,12 @@ class CompareConfig(StageConfig):
     knobs: dict[str, float] = Field(
         {},
         description="main setting of a method where it is not the default: gce (q), sce (beta), elr (lambda), aldr-kl "
-        "(lambda0), co-teaching (forget rate; none: the estimated noise rate), sam (rho), down-weight (weight of a "
-        "flagged sample)",
+        "(lambda0), co-teaching (forget rate; none: the noise rate estimated on the labels as given, in X+co-teaching "
+        "too), sam (rho), down-weight (weight of a flagged sample)",
     )
     allow_overlap: bool = Field(
-        False, description="compare although test samples share pictures or persons with training"
+        False,
+        description="compare although test samples share pictures or persons with training or validation",
     )
     workers: int | None = Field(None, ge=1, description="processes at once on a CPU; none: one a core")
 

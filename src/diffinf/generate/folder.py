@@ -38,16 +38,8 @@ class Order(NamedTuple):
     perturb: float = 0.0
 
 
-def write_generated(
-    model: ContextGenerator, order: Order, sampling: Sampling, out: Path, *, rank: int = 0, size: int = 1
-) -> NegativeChoice:
-    """Write the images of process `rank` of `size` as `out`/images/IDENTITY/NUMBER.png; those that are there stay.
-
-    Each file appears whole or not at all. Initial noise depends on (seed, identity, number) alone, so that neither the
-    number of processes nor the batch size changes a picture by more than rounding (1/255).
-
-    Returns:
-        The negative contexts chosen, of all identities.
+def choose_negatives(order: Order, sampling: Sampling) -> NegativeChoice:
+    """Return the negative contexts of all identities.
 
     Raises:
         UserError: contexts, names or settings cannot be used.
@@ -57,7 +49,24 @@ def write_generated(
             f"contexts: expected one name each, all different, found {len(set(order.ids))} names of "
             f"{len(order.contexts)} contexts"
         )
-    choice = choose_negative_contexts(order.contexts, sampling.negative, sampling.seed)
+    return choose_negative_contexts(order.contexts, sampling.negative, sampling.seed)
+
+
+def write_generated(
+    model: ContextGenerator,
+    order: Order,
+    choice: NegativeChoice,
+    sampling: Sampling,
+    out: Path,
+    *,
+    rank: int = 0,
+    size: int = 1,
+) -> None:
+    """Write the images of process `rank` of `size` as `out`/images/IDENTITY/NUMBER.png; those that are there stay.
+
+    Each file appears whole or not at all. Initial noise depends on (seed, identity, number) alone, so that neither the
+    number of processes nor the batch size changes a picture by more than rounding (1/255).
+    """
     items = [
         (row, number)
         for row in range(rank, len(order.ids), size)
@@ -76,7 +85,6 @@ def write_generated(
             for (row, number), image in zip(part, images, strict=True):
                 _write(out / image_path(order.ids[row], number), image)
             advance(len(part))
-    return choice
 
 
 def write_samples_table(order: Order, choice: NegativeChoice, sampling: Sampling, out: Path) -> Path:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from diffinf.diffusion.invert import timestep_grid
 from diffinf.errors import UserError
 from diffinf.generate.contexts import STRATEGIES, Strategy, unit_contexts
 from diffinf.generate.model import ContextDenoiser, ContextGenerator
@@ -62,20 +63,28 @@ def image_seed(seed: int, identity: str, number: int) -> int:
 
 
 def make_scheduler(model: ContextGenerator, sampler: Sampler, steps: int) -> Any:
-    """Return diffusers' scheduler for the noise levels of `model`, set to `steps` steps from pure noise."""
+    """Return diffusers' scheduler for the noise levels of `model`, set to `steps` steps from pure noise.
+
+    "ddim" is DPM-Solver++ of first order (arXiv 2206.00927): diffusers' own DDIM takes each step for T // steps
+    timesteps long, which does not lead to the next timestep where `steps` does not divide T.
+    """
     config = model.scheduler.config
     if steps > model.timesteps:
         raise UserError(f"steps: there are {model.timesteps} noise levels, found {steps}; choose fewer")
     shared: dict[str, Any] = {name: config[name] for name in _SCHEDULE}
-    # The usual "leading" would start below pure noise.
-    shared |= {"trained_betas": config.trained_betas, "timestep_spacing": "trailing"}
+    shared["trained_betas"] = config.trained_betas
+
+    def solver(order: int) -> DPMSolverMultistepScheduler:
+        return DPMSolverMultistepScheduler(**shared, algorithm_type="dpmsolver++", solver_order=order)
+
     kinds = {
         "ddpm": lambda: DDPMScheduler(**shared, clip_sample=False),
-        "ddim": lambda: DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True),
-        "dpm++": lambda: DPMSolverMultistepScheduler(**shared, algorithm_type="dpmsolver++", solver_order=2),
+        "ddim": lambda: solver(1),
+        "dpm++": lambda: solver(2),
     }
     scheduler = kinds[sampler]()
-    scheduler.set_timesteps(steps)
+    # From pure noise, and without the timestep -1 that rounding appends to diffusers' own "trailing" ones.
+    scheduler.set_timesteps(timesteps=timestep_grid(model.timesteps, steps, 1.0)[::-1])
     return scheduler
 
 

@@ -119,11 +119,13 @@ def cleanlab_issues(labels: Ints, logits: Floats) -> npt.NDArray[np.bool_]:
     """Bool (N,): what cleanlab prunes by noise rate (arXiv 1911.00068), of out-of-fold logits (N, K)."""
     from cleanlab.filter import find_label_issues
 
-    if len(np.unique(labels)) < logits.shape[1]:  # the library refuses classes that no label names
+    # The library refuses classes that no label names; to it they are not there.
+    present, codes = np.unique(labels, return_inverse=True)
+    if len(present) < 2:
         return np.zeros(len(labels), dtype=bool)
-    probabilities = softmax(logits)
+    probabilities = softmax(logits[:, present])
     return np.asarray(
-        find_label_issues(labels, probabilities, filter_by="prune_by_noise_rate", n_jobs=1), dtype=bool
+        find_label_issues(codes, probabilities, filter_by="prune_by_noise_rate", n_jobs=1), dtype=bool
     )
 
 

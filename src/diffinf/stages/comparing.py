@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,9 +16,12 @@ from diffinf.classify.crossfit import load_crossfit
 from diffinf.compare.runner import run_arms
 from diffinf.config import RunConfig, split_arm
 from diffinf.data.dataset import FaceDataset
+from diffinf.data.readers import SPLITS
 from diffinf.errors import UserError
 from diffinf.influence.rivals import cleanlab_issues
+from diffinf.progress import note
 from diffinf.run import load_tensors, read_table, write_json
+from diffinf.stages.oracle import image_digests
 from diffinf.stages.refining import decisions
 from diffinf.stages.scores import name_some
 from diffinf.stages.workspace import Workspace
@@ -32,7 +34,7 @@ def compare_run(workspace: Workspace) -> None:
     """Write compare.parquet, compare/ and classifier/final/.
 
     Raises:
-        UserError: an arm lacks what it needs, or the test split shares samples with training.
+        UserError: an arm lacks what it needs, or the test split shares samples with training or validation.
     """
     check_comparison(workspace.config, workspace.dataset)
     run, config = workspace.run, workspace.config
@@ -84,7 +86,7 @@ def arm_material(workspace: Workspace, arms: Sequence[str]) -> dict[str, Any]:
 
 def _asked_for(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
     """What only some arms need, if they are there."""
-    arms, found = _data_arms(names), dict[str, Any]()
+    arms, found = data_arms(names), dict[str, Any]()
     if "clean" in arms and (truth := workspace.truth()) is not None:
         found["truth"] = torch.from_numpy(truth)
     if "cleanlab" in arms:
@@ -106,7 +108,8 @@ def _instead(workspace: Workspace, edits: pa.Table) -> tuple[dict[int, int], set
     return relabelled, {place for place, row in paired if row["status"] == "dropped"}
 
 
-def _data_arms(names: Sequence[str]) -> set[str]:
+def data_arms(names: Sequence[str]) -> set[str]:
+    """What arms of these names train on, whatever the method."""
     return {split_arm(name)[0] for name in names}
 
 
@@ -114,9 +117,9 @@ def check_comparison(config: RunConfig, dataset: FaceDataset) -> None:
     """Refuse early what the comparison would refuse after hours.
 
     Raises:
-        UserError: an arm lacks what it needs, or a test sample's file or person is in training too.
+        UserError: an arm lacks what it needs, or a test sample's file or person is in training or validation too.
     """
-    arms = _data_arms(config.compare.arms)
+    arms = data_arms(config.compare.arms)
     for arm in (name for name in _KNOW_TRUTH if name in arms):
         if "truth_label" not in dataset.truth_columns:
             raise UserError(
@@ -137,44 +140,58 @@ def check_comparison(config: RunConfig, dataset: FaceDataset) -> None:
 
 
 def check_apart(config: RunConfig, dataset: FaceDataset) -> None:
-    """Refuse a test split that shares files or persons with training, unless the settings allow it; UserError."""
-    train, test, files = dataset.rows("train"), dataset.rows("test"), np.array(dataset.sha256)
-    shared = {"files": _shared(dataset.ids[test], files[test], files[train])}
+    """Refuse a test split that shares files or persons with training or validation, unless the settings allow it.
+
+    Choices are made on validation. What validation shares with training is only said.
+
+    Raises:
+        UserError: the test split is not apart.
+    """
+    keys = {"files": np.array(dataset.sha256)}
     if dataset.identities is not None:
-        shared["persons"] = _shared(dataset.ids[test], dataset.identities[test], dataset.identities[train])
-    _refuse_overlap(config, dataset, shared)
+        keys["persons"] = dataset.identities
+    _check_splits(
+        config, dataset, {what: {s: key[dataset.rows(s)] for s in SPLITS} for what, key in keys.items()}
+    )
 
 
 def check_pictures(workspace: Workspace, images_test: Tensor) -> None:
-    """Refuse test pictures that are in training too, pixel by pixel, however their files were encoded."""
-    ids = workspace.dataset.ids[workspace.dataset.rows("test")]
-    known = _digests(workspace.images)
-    shared = {"pictures": _shared(ids, _digests(images_test), known)}
-    _refuse_overlap(workspace.config, workspace.dataset, shared)
+    """Do as `check_apart` does with pictures, pixel by pixel, however their files were encoded."""
+    validation = workspace.images_of(workspace.dataset.rows("validation"))
+    images = {"train": workspace.images, "validation": validation, "test": images_test}
+    digests = {split: np.array(image_digests(of), dtype=np.str_) for split, of in images.items()}
+    _check_splits(workspace.config, workspace.dataset, {"pictures": digests})
 
 
-def _digests(images: Tensor) -> npt.NDArray[np.str_]:
-    return np.array([hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images])
-
-
-def _shared(
-    ids: Sequence[str] | npt.NDArray[np.str_], keys: npt.NDArray[np.str_], known: npt.NDArray[np.str_]
-) -> list[str]:
-    """Those ids, (T,), whose keys, (T,), are among `known`; an empty key is like no other."""
-    there = set(known.tolist())
-    return [str(name) for name, key in zip(ids, keys.tolist(), strict=True) if key and key in there]
-
-
-def _refuse_overlap(config: RunConfig, dataset: FaceDataset, shared: dict[str, list[str]]) -> None:
-    n = len(dataset.rows("test"))
-    named = [
-        f"{what} of training in {len(ids)} of {n} test samples ({name_some(ids)})"
-        for what, ids in shared.items()
-        if ids
-    ]
-    if named and not config.compare.allow_overlap:
+def _check_splits(
+    config: RunConfig, dataset: FaceDataset, keys: Mapping[str, Mapping[str, npt.NDArray[np.str_]]]
+) -> None:
+    """Refuse what test shares with the others, say what validation shares with training; keys (N,) by kind, split."""
+    named = {
+        (split, other): _named(dataset, split, other, keys)
+        for split, other in (("test", "train"), ("test", "validation"), ("validation", "train"))
+    }
+    if found := named.pop(("validation", "train")):
+        note(f"{dataset.source.name}: the validation split is not apart: {'; '.join(found)}")
+    if (found := [text for texts in named.values() for text in texts]) and not config.compare.allow_overlap:
         raise UserError(
-            f"{dataset.source.name}: the test split is not apart: {'; '.join(named)}; "
+            f"{dataset.source.name}: the test split is not apart: {'; '.join(found)}; "
             "`diffinf inspect` lists them: mend the splits, or compare all the same with --set "
             "compare.allow_overlap=true"
         )
+
+
+def _named(
+    dataset: FaceDataset, split: str, other: str, keys: Mapping[str, Mapping[str, npt.NDArray[np.str_]]]
+) -> list[str]:
+    """Say in words what samples of `split` share with `other`; an empty key is like no other."""
+    ids, found = dataset.ids[dataset.rows(split)].tolist(), []
+    for what, of in keys.items():
+        there = set(of[other].tolist())
+        shared = [name for name, key in zip(ids, of[split].tolist(), strict=True) if key and key in there]
+        if shared:
+            whose = "training" if other == "train" else other
+            found.append(
+                f"{what} of {whose} in {len(shared)} of {len(ids)} {split} samples ({name_some(shared)})"
+            )
+    return found

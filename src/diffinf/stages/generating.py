@@ -10,38 +10,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from diffinf.classify.model import (
     ClassifierSpec,
     create_classifier,
-    load_classifier,
     save_classifier,
     to_input,
 )
 from diffinf.config import GeneratorConfig, RunConfig
 from diffinf.data.dataset import FaceDataset, open_dataset
+from diffinf.data.writers import check_output
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT
 from diffinf.errors import UserError
-from diffinf.features.persons import PersonEmbedder, train_identity
+from diffinf.features.persons import train_identity
 from diffinf.generate.contexts import identity_contexts, random_contexts, unit_contexts
-from diffinf.generate.folder import TABLE, Order, write_generated, write_samples_table
+from diffinf.generate.folder import TABLE, choose_negatives, write_generated, write_samples_table
 from diffinf.generate.model import LAYOUT, ContextGenerator
 from diffinf.generate.sample import Sampling, make_scheduler
 from diffinf.generate.train import CHECKPOINT, train_generator
 from diffinf.progress import note
 from diffinf.run import file_sha256, make_directory, read_json, stage_key, write_json
-from diffinf.stages.measuring import saved_arrays
+from diffinf.stages.contexts import EMBEDDER, load_embedder, persons_of, read_embeddings, read_order
 from diffinf.stages.team import Team
 from diffinf.stages.workspace import resolve_device
 
-EMBEDDER = "embedder"  # folder below the generator's
 EMBEDDER_CHECKPOINT = "embedder.checkpoint"
 STATE, REQUEST = "training.json", "generate.json"
-EMBEDDINGS = ("embeddings", "embedding", "features", "contexts", "context")
-IDS = ("id", "ids", "context_id", "identity", "identities")
 _TIMED_STEPS = 4
 
 
@@ -75,14 +71,15 @@ def train_generator_on(
         fresh: start over where `out` holds another training.
 
     Raises:
-        UserError: the dataset lacks what the condition needs, or `out` holds another training.
+        UserError: the dataset lacks what the condition needs, or `out` holds another training or lies in the dataset.
     """
     team = Team()
     dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     shapes = [dataset.fingerprint, dataset.image_size, dataset.channels, dataset.icc]
     source = None if embeddings is None else file_sha256(embeddings) if embeddings.is_file() else "missing"
-    key = stage_key(shapes, config.seed, config.generator, source)
+    key = stage_key(shapes, config.seed, config.generator, source, _persons_key(dataset, config, embeddings))
     device = resolve_device(config.device)
+    check_output(dataset, out)
     if team.leads:
         _claim(out, key, fresh)
     _together(team)
@@ -132,12 +129,14 @@ def gather(
     images = dataset.images(rows, size=dataset.image_size, channels=dataset.channels)
     if config.condition == "label":
         return Asked(images, torch.from_numpy(dataset.labels[rows]), dataset.class_names, None)
-    names, who = _persons(dataset, rows)
+    names, who = persons_of(dataset, rows)
     if config.condition == "identity":
         return Asked(images, who, names, None)
     ids = dataset.ids[rows].tolist()
     vectors = (
-        _embedded(embeddings, ids) if embeddings is not None else _load(embedder, device).embed(images)[0]
+        read_embeddings(embeddings, ids)
+        if embeddings is not None
+        else load_embedder(embedder, device).embed(images)[0]
     )
     if config.context_of == "image":
         return Asked(images, torch.arange(len(rows)), tuple(ids), unit_contexts(vectors)[0])
@@ -173,12 +172,13 @@ def generate(
     team, where = Team(), resolve_device(device)
     model = ContextGenerator.from_pretrained(folder, device=where)
     make_scheduler(model, sampling.sampler, sampling.steps)
-    order = read_order(model, folder, contexts, per_context, sampling.seed, where)
+    order = read_order(model, folder, contexts, per_context, sampling.seed, where, out)
     if order.contexts.shape[1] != model.context_size:
         raise UserError(
             f"--contexts {contexts}: they have {order.contexts.shape[1]} components, the model was trained on "
             f"{model.context_size}"
         )
+    choice = choose_negatives(order, sampling)
     request = {
         "model": file_sha256(folder / LAYOUT.description),
         "contexts": stage_key(list(order.ids), order.contexts.tolist(), order.perturb),
@@ -187,7 +187,7 @@ def generate(
     if team.leads:
         _claim_output(out, request, fresh)
     _together(team)
-    choice = write_generated(model, order, sampling, out, rank=team.ranks.rank, size=team.ranks.size)
+    write_generated(model, order, choice, sampling, out, rank=team.ranks.rank, size=team.ranks.size)
     _together(team)
     if team.leads:
         if choice.normalised:
@@ -199,38 +199,6 @@ def generate(
     else:
         team.called()
     return out / TABLE
-
-
-def read_order(
-    model: ContextGenerator, folder: Path, text: str, per_context: int, seed: int, device: torch.device
-) -> Order:
-    """Return the contexts that `text` names: train, a file, random:N, reference:DATASET, perturb:DEGREES:SOURCE.
-
-    Raises:
-        UserError: the text is none of these, or what it names cannot be read.
-    """
-    kind, _, rest = text.partition(":")
-    if kind == "perturb":
-        degrees, _, source = rest.partition(":")
-        angle = _number(text, degrees)
-        if not 0 <= angle <= 180:
-            raise UserError(f"--contexts {text}: expected an angle from 0 to 180 degrees")
-        order = read_order(model, folder, source or "train", per_context, seed, device)
-        return order._replace(perturb=angle)
-    if kind == "random":
-        vectors = random_contexts(round(_number(text, rest)), model.context_size, seed)
-        return Order(vectors, [f"{row:06d}" for row in range(len(vectors))], per_context)
-    if kind == "reference":
-        vectors, names = _reference(Path(rest), folder / EMBEDDER, device)
-        return Order(vectors, names, per_context)
-    if text == "train":
-        if not model.context_names:
-            raise UserError(
-                "--contexts train: the model has learned none; name a file, random:N or reference:DATASET"
-            )
-        return Order(model.denoiser.contexts().cpu(), model.context_names, per_context)
-    vectors, ids = _saved(Path(text))
-    return Order(vectors, ids or [f"{row:06d}" for row in range(len(vectors))], per_context)
 
 
 def estimate_generator(config: RunConfig) -> list[dict[str, Any]]:
@@ -263,6 +231,17 @@ def estimate_generator(config: RunConfig) -> list[dict[str, Any]]:
     step = max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS
     work = f"{settings.steps} steps of the generator"
     return [{"stage": "train-generator", "work": work, "seconds": round(settings.steps * step, 1)}]
+
+
+def _persons_key(dataset: FaceDataset, config: RunConfig, embeddings: Path | None) -> list[Any]:
+    """Return what a training depends on beside pictures and labels: who is shown, and the embedder's training."""
+    if config.generator.condition == "label" or dataset.identities is None:
+        return []
+    found: list[Any] = [dataset.identities.tolist()]
+    if config.generator.condition == "embedding" and embeddings is None:
+        settings = config.classifier
+        found += [settings.name, settings.batch_size, settings.learning_rate]
+    return found
 
 
 def _claim(out: Path, key: str, fresh: bool) -> None:
@@ -309,21 +288,12 @@ def _together(team: Team) -> None:
         distributed.barrier()
 
 
-def _persons(dataset: FaceDataset, rows: Any) -> tuple[tuple[str, ...], Tensor]:
-    if dataset.identities is None:
-        raise UserError(
-            "generator.condition: the dataset does not say who is shown; name the column (--identity), or choose label"
-        )
-    names, who = np.unique(dataset.identities[rows], return_inverse=True)
-    return tuple(names.tolist()), torch.from_numpy(who.astype(np.int64))
-
-
 def _train_embedder(dataset: FaceDataset, config: RunConfig, directory: Path, device: torch.device) -> None:
-    """Train an embedder of persons on the split train and save it; what is there stays."""
+    """Train an embedder of persons on the split train and save it; what is there is of the same key, and stays."""
     if (directory / "config.json").exists():
         return
     rows = dataset.rows("train")
-    _, who = _persons(dataset, rows)
+    _, who = persons_of(dataset, rows)
     settings = config.classifier
     spec = ClassifierSpec(settings.name, config.generator.context_size, dataset.channels, dataset.image_size)
     network = train_identity(
@@ -340,63 +310,3 @@ def _train_embedder(dataset: FaceDataset, config: RunConfig, directory: Path, de
     )
     save_classifier(directory, network, spec)
     directory.with_name(EMBEDDER_CHECKPOINT).unlink(missing_ok=True)
-
-
-def _load(directory: Path, device: torch.device) -> PersonEmbedder:
-    if not (directory / "config.json").exists():
-        raise UserError(
-            f"{directory}: no embedder is with this generator, so it cannot read images; give contexts as a file"
-        )
-    network, _ = load_classifier(directory, device)
-    return PersonEmbedder(network.eval().requires_grad_(False), to_input, device)
-
-
-def _embedded(path: Path, ids: list[str]) -> Tensor:
-    """Return the embeddings (N, D) of samples from a file that names them by id."""
-    vectors, names = _saved(path)
-    place = {name: row for row, name in enumerate(names or [])}
-    if missing := [id_ for id_ in ids if id_ not in place]:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(ids)} training samples are not among its ids, {missing[0]!r} the first; "
-            "expected columns id and embedding"
-        )
-    return vectors[torch.tensor([place[id_] for id_ in ids])]
-
-
-def _saved(path: Path) -> tuple[Tensor, list[str] | None]:
-    """Return vectors (M, D) of a file and the names beside them, if there are any."""
-    arrays = saved_arrays(path, names=(*EMBEDDINGS, *IDS))
-    for name in ("", *EMBEDDINGS):
-        if name in arrays:
-            found = arrays[name]
-            break
-    else:
-        raise UserError(f"{path}: nothing in it is called {' or '.join(EMBEDDINGS)}")
-    if found.dtype.kind not in "fiu" or found.ndim != 2:
-        raise UserError(f"{path}: expected vectors (N, D) of numbers, found {found.dtype} {found.shape}")
-    ids = next((arrays[name] for name in IDS if name in arrays), None)
-    names = None if ids is None else [str(value) for value in ids]
-    if names is not None and len(names) != len(found):
-        raise UserError(f"{path}: {len(names)} names beside {len(found)} vectors")
-    return torch.from_numpy(found.astype(np.float32)), names
-
-
-def _reference(path: Path, embedder: Path, device: torch.device) -> tuple[Tensor, list[str]]:
-    """Return the mean context of each person of a dataset, and the persons' names."""
-    from diffinf.config import DataConfig
-
-    network, spec = _load(embedder, device), load_classifier(embedder, device)[1]
-    dataset = open_dataset(path, DataConfig())
-    rows = np.arange(len(dataset))
-    names, who = _persons(dataset, rows)
-    images = dataset.images(rows, size=spec.image_size, channels=spec.in_channels)
-    return identity_contexts(network.embed(images)[0], who), list(names)
-
-
-def _number(text: str, number: str) -> float:
-    try:
-        return float(number)
-    except ValueError as error:
-        raise UserError(
-            f"--contexts {text}: expected train, a file, random:N, reference:DATASET or perturb:DEGREES:SOURCE"
-        ) from error

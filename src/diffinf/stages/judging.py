@@ -18,7 +18,7 @@ from diffinf.errors import UserError
 from diffinf.evaluate.rca import RelativeClassificationAccuracy, relative_classification_accuracy
 from diffinf.report.confusions import MatrixPair, draw_confusions
 from diffinf.run import atomic_path, make_directory, write_json
-from diffinf.stages.oracle import Oracle, digests_of, load_oracle, train_oracle
+from diffinf.stages.oracle import Lesson, Oracle, digests_of, load_oracle, make_lesson, train_oracle
 from diffinf.stages.workspace import Ints, resolve_device
 
 RealSplit = Literal["test", "validation", "all"]
@@ -116,18 +116,30 @@ def measure_rca(
     made = open_dataset(generated, generated_data or DataConfig(), seed=config.seed, to_measure=True)
     for dataset in (real, made):
         check_output(dataset, out)
-    if oracle is not None:
-        judge = load_oracle(oracle, resolve_device(config.device))
-    else:
-        judge = _trained(real, rows, config, data, train, out / "oracle")
-    names = judge.spec.class_names
-    # Before anything is read: it may take long.
+    device = resolve_device(config.device)
+    known: Lesson | Oracle = (
+        _lesson(real, rows, config, data, train, out / "oracle")
+        if oracle is None
+        else load_oracle(oracle, device)
+    )
+    names = known.spec.class_names
+    # Before anything is trained or read: it may take long.
     truth, asked = _codes(real, rows, names), _codes(made, everything := np.arange(len(made)), names)
+    if not len(np.intersect1d(truth, asked)):
+        raise UserError(
+            f"{made.source.name} and {real.source.name}: no class has both generated and real images; name the "
+            "classes alike, or measure on other real images (--real-split)"
+        )
+    judge = (
+        known
+        if isinstance(known, Oracle)
+        else train_oracle(known, config.classifier, seed=config.seed, device=device, directory=out / "oracle")
+    )
     sides = (
         _Side(made, everything, asked, *judge.read(made, everything)),
         _Side(real, rows, truth, *judge.read(real, rows)),
     )
-    _refuse_overlap(judge, sides[1], oracle or train or real.source.path)
+    _refuse_overlap(judge, real, rows, sides[1].digests, oracle or train or real.source.path)
     groups, mixed = _groups(real, data)
     found = relative_classification_accuracy(
         sides[0].read,
@@ -159,31 +171,21 @@ def _real(config: RunConfig, data: DataConfig, split: RealSplit, *, trains: bool
     return real, rows
 
 
-def _trained(
+def _lesson(
     real: FaceDataset, rows: Ints, config: RunConfig, data: DataConfig, train: Path | None, directory: Path
-) -> Oracle:
-    size, channels = real.image_size, real.channels
+) -> Lesson:
+    name, size, channels = config.classifier.name, real.image_size, real.channels
+    digests = digests_of(real, rows, size, channels)
     if train is None:
-        source, chosen = real, real.rows("train")
-        held_out = digests_of(real, rows, size, channels)
-    else:
-        source = open_dataset(train, data.model_copy(update={"groups": []}), to_measure=True)
-        check_output(source, directory)
-        chosen = source.rows("train")
-        chosen = chosen if len(chosen) else np.arange(len(source))
-        # None is left out in silence: that another folder overlaps is a mistake to be told of.
-        held_out = []
-    return train_oracle(
-        source,
-        chosen,
-        config.classifier,
-        size=size,
-        channels=channels,
-        seed=config.seed,
-        device=resolve_device(config.device),
-        directory=directory,
-        without=frozenset(held_out),
-    )
+        return make_lesson(real, real.rows("train"), name, size=size, channels=channels, without=digests)
+    source = open_dataset(train, data.model_copy(update={"groups": []}), to_measure=True)
+    check_output(source, directory)
+    chosen = source.rows("train")
+    chosen = chosen if len(chosen) else np.arange(len(source))
+    # None is left out in silence: that another folder overlaps is a mistake to be told of.
+    lesson = make_lesson(source, chosen, name, size=size, channels=channels)
+    _refuse_overlap(lesson, real, rows, digests, train)
+    return lesson
 
 
 def _codes(dataset: FaceDataset, rows: Ints, names: Sequence[str]) -> Ints:
@@ -202,16 +204,18 @@ def _codes(dataset: FaceDataset, rows: Ints, names: Sequence[str]) -> Ints:
     return own[labels]
 
 
-def _refuse_overlap(oracle: Oracle, real: _Side, where: Path) -> None:
+def _refuse_overlap(
+    oracle: Oracle | Lesson, real: FaceDataset, rows: Ints, digests: Sequence[str], where: Path
+) -> None:
     shared = [
-        str(real.dataset.ids[row])
-        for row, digest in zip(real.rows, real.digests, strict=True)
+        str(real.ids[row])
+        for row, digest in zip(rows, digests, strict=True)
         if digest in (oracle.trained_on or ())
     ]
     if shared:
         more = ", ..." if len(shared) > 5 else ""
         raise UserError(
-            f"{where}: the oracle was trained on {len(shared)} of the {len(real.rows)} real images to measure on, "
+            f"{where}: the oracle was trained on {len(shared)} of the {len(rows)} real images to measure on, "
             f"{', '.join(shared[:5])}{more}: its accuracy there says nothing; hold them out (--real-split), or take "
             "another oracle"
         )

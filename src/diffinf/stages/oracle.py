@@ -62,51 +62,83 @@ def digests_of(dataset: FaceDataset, rows: Ints, size: int, channels: int) -> li
     return [digest for images in _batches(dataset, rows, size, channels) for digest in image_digests(images)]
 
 
-def train_oracle(
-    dataset: FaceDataset,
-    rows: Ints,
-    config: ClassifierConfig,
-    *,
-    size: int,
-    channels: int,
-    seed: int,
-    device: torch.device,
-    directory: Path,
-    without: Collection[str] = (),
-) -> Oracle:
-    """Train a classifier on rows of a dataset and keep it in `directory`; one of the same settings is loaded.
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What an oracle is to be trained on.
+
+    Attributes:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        spec: its shapes and class names.
+        trained_on, left_out: as of the oracle.
+        source: the dataset's name.
+    """
+
+    images: Tensor
+    labels: Tensor
+    spec: ClassifierSpec
+    trained_on: frozenset[str]
+    left_out: int
+    source: str
+
+
+def make_lesson(
+    dataset: FaceDataset, rows: Ints, name: str, *, size: int, channels: int, without: Collection[str] = ()
+) -> Lesson:
+    """Return rows of a dataset as an oracle is trained on them.
 
     Args:
         dataset: labelled real images.
         rows: those to train on; the classes are those that occur among them.
-        config: the classifier and its training.
+        name: of the classifier.
         size: side of the images it takes, in pixels.
         channels: 1 or 3.
-        seed: of the training.
-        device: where to train.
-        directory: model, settings and oracle.json.
         without: digests of images that must not be trained on.
 
     Raises:
-        UserError: nothing is left to train on, or only one class.
+        UserError: nothing is left to train on.
     """
     images = dataset.images(rows, size=size, channels=channels)
     digests = image_digests(images)
-    keep = [place for place, digest in enumerate(digests) if digest not in set(without)]
+    held_out = frozenset(without)
+    keep = [place for place, digest in enumerate(digests) if digest not in held_out]
     if not keep:
         raise UserError(
             f"{dataset.source.name}: all {len(rows)} images to train the oracle on are among the real images to "
             "measure on; give other images with --train, or a trained oracle with --oracle"
         )
-    known = frozenset(digests[place] for place in keep)
     present, labels = np.unique(dataset.labels[rows[keep]], return_inverse=True)
     names = tuple(dataset.class_names[code] for code in present)
-    spec = ClassifierSpec(config.name, len(names), channels, size, names)
-    (directory / RECORD).unlink(missing_ok=True)  # would be of another model until the training is over
-    model = train_classifier(
+    return Lesson(
         images[keep],
         torch.from_numpy(labels.astype(np.int64)),
-        spec=spec,
+        ClassifierSpec(name, len(names), channels, size, names),
+        frozenset(digests[place] for place in keep),
+        left_out=len(rows) - len(keep),
+        source=dataset.source.name,
+    )
+
+
+def train_oracle(
+    lesson: Lesson, config: ClassifierConfig, *, seed: int, device: torch.device, directory: Path
+) -> Oracle:
+    """Train a classifier and keep it in `directory`; one of the same settings is loaded.
+
+    Args:
+        lesson: what to train on.
+        config: its training.
+        seed: of the training.
+        device: where to train.
+        directory: model, settings and oracle.json.
+
+    Raises:
+        UserError: there is only one class.
+    """
+    (directory / RECORD).unlink(missing_ok=True)  # would be of another model until the training is over
+    model = train_classifier(
+        lesson.images,
+        lesson.labels,
+        spec=lesson.spec,
         config=config.model_copy(update={"checkpoint": None}),
         seed=seed,
         device=device,
@@ -118,11 +150,11 @@ def train_oracle(
         {
             "format_version": _FORMAT,
             "model_sha256": file_sha256(directory / "model.safetensors"),
-            "dataset": dataset.source.name,
-            "training_images": sorted(known),
+            "dataset": lesson.source,
+            "training_images": sorted(lesson.trained_on),
         },
     )
-    return Oracle(model, spec, device, known, left_out=len(rows) - len(keep))
+    return Oracle(model, lesson.spec, device, lesson.trained_on, lesson.left_out)
 
 
 def load_oracle(directory: Path, device: torch.device) -> Oracle:
