@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.miniatures import make_folders, make_table
+from data.miniatures import make_folders, make_rows, make_table
 from diffinf import pipeline
 from diffinf.cli import main
 from diffinf.config import DataConfig
@@ -152,9 +152,14 @@ def test_a_test_picture_of_training_is_named_and_refused(
     assert handed
 
 
+def table_of_persons(folder: Path) -> Path:
+    """A table whose persons each are in one split alone."""
+    return make_table(folder, [{**row, "person": f"{row['subset']} {row['person']}"} for row in make_rows()])
+
+
 def test_persons_in_both_splits_are_named_and_refused(tmp_path: Path) -> None:
     data = DataConfig(split="subset", identity="person")
-    workspace = workspace_of(tmp_path, make_table(tmp_path / "source"), data)
+    workspace = workspace_of(tmp_path, table_of_persons(tmp_path / "source"), data)
     dataset = workspace.dataset
     assert dataset.identities is not None
     test, train = dataset.rows("test"), dataset.rows("train")
@@ -175,7 +180,7 @@ def test_persons_and_pictures_of_validation_are_not_tested_on(
     said: list[str] = []
     monkeypatch.setattr(comparing, "note", said.append)
     data = DataConfig(split="subset", identity="person")
-    workspace = workspace_of(tmp_path, make_table(tmp_path / "source"), data)
+    workspace = workspace_of(tmp_path, table_of_persons(tmp_path / "source"), data)
     dataset = workspace.dataset
     assert dataset.identities is not None
     test, validation, train = (dataset.rows(split) for split in ("test", "validation", "train"))
