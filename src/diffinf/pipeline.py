@@ -91,6 +91,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
+        _check_loss(workspace)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
         if until in ("compare", "report"):
             check_comparison(workspace)
@@ -103,6 +104,16 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         write_results(run)
     team.dismiss()
     return run
+
+
+def _check_loss(workspace: Workspace) -> None:
+    """Refuse a loss of ordered classes where nobody says that they are ordered; UserError."""
+    if workspace.config.classifier.loss == "earth_mover" and not workspace.dataset.ordered:
+        names = ", ".join(workspace.dataset.class_names[:5])
+        raise UserError(
+            f"classifier.loss: earth_mover is for ordered classes, and nothing says that {names} are; cut a number "
+            "with data.bins, name all classes from low to high in data.order, or take cross_entropy"
+        )
 
 
 def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
@@ -251,6 +262,7 @@ def _influence_values(workspace: Workspace) -> npt.NDArray[np.float64]:
         workspace.labels,
         to_input=to_input,
         scope=config.scope,
+        loss=workspace.config.classifier.loss,
         batch_size=config.batch_size,
         device=workspace.device,
         scratch=run.scratch("influence"),

@@ -137,3 +137,15 @@ def test_groups_are_carried_and_their_gaps_kept(tmp_path: Path) -> None:
         open_dataset(path, DataConfig(groups=["sex"]))
     with pytest.raises(UserError, match="there are none to name"):
         open_dataset(make_folders(tmp_path / "f"), DataConfig(groups=["sex"]))
+
+
+def test_the_user_says_how_classes_rise(tmp_path: Path) -> None:
+    path = make_table(tmp_path)
+    dataset = open_dataset(path, DataConfig(split="subset", order=["sad", "angry", "bored", "happy"]))
+    assert dataset.ordered and dataset.class_names == ("sad", "angry", "happy")
+    plain = open_dataset(path, DataConfig(split="subset"))
+    assert not plain.ordered and plain.fingerprint != dataset.fingerprint
+    with pytest.raises(UserError, match=r"data\.order does not name the class 'happy'"):
+        open_dataset(path, DataConfig(split="subset", order=["sad", "angry"]))
+    with pytest.raises(ValueError, match="each class once"):
+        DataConfig(order=["sad", "sad"])

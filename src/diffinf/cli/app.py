@@ -84,6 +84,13 @@ Bins = Annotated[
         help="Lower edges that cut a number into classes: 0,13,20,40 for ages.", rich_help_panel=DATA_PANEL
     ),
 ]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        help="All classes from low to high with commas between, where they are ordered.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 NormaliseLabels = Annotated[
     bool | None,
     typer.Option(

@@ -146,6 +146,9 @@ def _arms(run: Run) -> dict[str, Any]:
             "ci": list(interval.ci),
             "seeds": len(sound),
         }
+        errors = [row.get("mean_absolute_error") for row in sound]
+        if None not in errors:  # the classes are ordered
+            arms[name]["mean_absolute_error"] = float(np.mean(errors))
     return arms
 
 

@@ -18,14 +18,16 @@ _NAMED = 5  # ids, or families of spellings, named in a message
 def name_classes(records: Records, config: DataConfig) -> list[str]:
     """Turn what the source says into class names, in place; rows without a class become faults.
 
-    With `config.bins` labels are numbers, and the classes the bins that occur, in order. With
-    `config.normalise_labels` the spellings of a class are merged into the most frequent one.
+    With `config.bins` labels are numbers, and the classes the bins that occur, in order; else `config.order` may name
+    them from low to high. With `config.normalise_labels` the spellings of a class are merged into the most frequent
+    one.
 
     Returns:
         Notes on what was decided, one sentence each.
 
     Raises:
-        UserError: a label that is no number where bins are given; no row has a label.
+        UserError: a label that is no number where bins are given; a class that is missing in the order; no row has a
+            label.
     """
     for row, label in enumerate(records.labels):
         if label is None:
@@ -33,6 +35,8 @@ def name_classes(records: Records, config: DataConfig) -> list[str]:
     if config.bins:
         _cut(records, tuple(config.bins))
     notes = _spellings(records, merge=config.normalise_labels)
+    if config.order:
+        _put_in_order(records, config.order)
     if len(records.faults) == len(records.ids):
         first = min(records.faults)
         raise UserError(
@@ -66,6 +70,19 @@ def _cut(records: Records, edges: tuple[float, ...]) -> None:
     records.class_names = tuple(name for name in names if name in present)
     records.ordered = True
     records.source = replace(records.source, coding=replace(records.source.coding, bins=edges))
+
+
+def _put_in_order(records: Records, order: list[str]) -> None:
+    """Take the user's order of the classes, which must name all that occur."""
+    present = {label for row, label in enumerate(records.labels) if label and row not in records.faults}
+    unnamed = sorted(present - set(order))
+    if unnamed:
+        raise UserError(
+            f"{records.source.name}: data.order does not name the class {unnamed[0]!r}; expected all from low to high: "
+            f"{', '.join(sorted(present))}"
+        )
+    records.class_names = tuple(name for name in order if name in present)
+    records.ordered = True
 
 
 def _spellings(records: Records, *, merge: bool) -> list[str]:
