@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from diffinf.cli.app import (
+    Annotator,
     Bins,
     Classifier,
     Config,
@@ -41,6 +42,7 @@ from diffinf.cli.app import (
     Set,
     Split,
     Truth,
+    Votes,
     app,
 )
 from diffinf.cli.settings import data_settings, given, is_run, own_classifier, run_settings
@@ -85,6 +87,8 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
         truth: Truth = None,
         bins: Bins = None,
         order: Order = None,
+        votes: Votes = None,
+        annotator: Annotator = None,
         normalise_labels: NormaliseLabels = None,
         icc: Icc = None,
         limit: Limit = None,
@@ -115,6 +119,8 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
             truth=truth,
             bins=bins,
             order=order,
+            votes=votes,
+            annotator=annotator,
             normalise_labels=normalise_labels,
             icc=icc,
             limit=limit,

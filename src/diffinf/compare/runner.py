@@ -81,6 +81,7 @@ def run_arms(
     noise_rate: float | None = None,
     images_validation: Tensor | None = None,
     labels_validation: Tensor | None = None,
+    targets: Tensor | None = None,
     ordered: bool = False,
     final_directory: Path | None = None,
     table_path: Path | None = None,
@@ -128,6 +129,8 @@ def run_arms(
         noise_rate: estimated share of wrong labels, what co-teaching forgets unless `compare.knobs` says else.
         images_validation: uint8 (V, C, H, W), to choose arms and knobs on; None: none.
         labels_validation: int64 (V,), as annotated.
+        targets: shares of the classes (N, K) to learn in the place of the labels, where image and label are as they
+            came; gce, sce and aldr-kl learn the labels all the same.
         ordered: the classes rise along a scale, so that the distance of a prediction from the label means something.
         final_directory: where the model of the arm diffinf with the first seed is saved.
         table_path: where the table is written as Parquet.
@@ -164,6 +167,7 @@ def run_arms(
         true_flag_edits=true_flags,
         relabelled_instead=relabelled_instead,
         dropped_instead=dropped_instead,
+        targets=None if targets is None else targets.numpy(),
         flagged_weight=compare.knobs.get("down-weight", KNOBS["down-weight"].default),
     )
     config = config.model_copy(update={"checkpoint": None})
@@ -188,6 +192,7 @@ def run_arms(
             config=config,
             seed=run_seed,
             weights=weights,
+            targets=None if chosen.targets is None else torch.from_numpy(chosen.targets),
             rows=rows,
             method=methods[arm],
             record=False,
@@ -240,6 +245,7 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
             seed=job["seed"],
             device=job["device"],
             weights=material.get(f"weights-{name}"),
+            targets=material.get(f"targets-{name}"),
             rows=material[f"rows-{name}"],
             method=None if job["method"] is None else MethodSpec(**job["method"]),
             directory=work,
@@ -349,8 +355,9 @@ def _write_work(
     for (arm, seed), chosen in sets.items():
         tensors[f"rows-{arm}-{seed}"] = torch.from_numpy(chosen.rows)
         tensors[f"labels-{arm}-{seed}"] = torch.from_numpy(chosen.labels)
-        if chosen.weights is not None:
-            tensors[f"weights-{arm}-{seed}"] = torch.from_numpy(chosen.weights)
+        for what, values in (("weights", chosen.weights), ("targets", chosen.targets)):
+            if values is not None:
+                tensors[f"{what}-{arm}-{seed}"] = torch.from_numpy(values)
     write_material(make_directory(directory / ".work") / "material", **tensors)
 
 

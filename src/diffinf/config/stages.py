@@ -58,6 +58,12 @@ class DataConfig(StageConfig):
     )
     groups: list[str] = Field([], description="columns or attributes that results are broken down by")
     truth: list[str] = Field([], description="columns with the truth, read only to evaluate")
+    votes: list[str] = Field(
+        [],
+        description="votes by class: a column of lists in the order of the classes, or a column for each class, called "
+        "as it is; ferplus_votes beside FER2013",
+    )
+    annotators: list[str] = Field([], description="columns with what each of several annotators said")
     bins: list[float] = Field(
         [], description="lower edges that cut a number into ordered classes: [0, 13, 20, 40] for ages"
     )
@@ -112,6 +118,10 @@ class ClassifierConfig(StageConfig):
         "cross_entropy",
         description="what is minimised; earth_mover, for ordered classes, counts how far off a reading is: squared "
         "differences of the cumulative shares",
+    )
+    targets: Literal["label", "votes"] = Field(
+        "label",
+        description="what is learned: the label, or the shares of the votes (data.votes, data.annotators)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes divide")
     augment: bool = Field(True, description="flip and shift the training images")

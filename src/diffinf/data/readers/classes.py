@@ -66,10 +66,25 @@ def _cut(records: Records, edges: tuple[float, ...]) -> None:
         if number < 0:
             records.faults[row] = f"{label} lies below the first of data.bins, {names[0]}"
         records.labels[row] = None if number < 0 else names[number]
+    if records.ballots is not None:
+        for annotator, said in records.ballots.choices.items():
+            records.ballots.choices[annotator] = [_bin(choice, edges, annotator, records) for choice in said]
     present = set(records.labels)
     records.class_names = tuple(name for name in names if name in present)
     records.ordered = True
     records.source = replace(records.source, coding=replace(records.source.coding, bins=edges))
+
+
+def _bin(choice: str | None, edges: tuple[float, ...], annotator: str, records: Records) -> str | None:
+    """The class of an annotator's number; below the first edge it is that number, which is no class."""
+    try:
+        number = -1 if choice is None else bin_of(choice, edges)
+    except ValueError as error:
+        raise UserError(
+            f"{records.source.name}: {annotator} is {choice!r} somewhere, no number; data.bins cuts numbers: leave it "
+            "out, or name other annotators"
+        ) from error
+    return choice if number < 0 else bin_names(edges)[number]
 
 
 def _put_in_order(records: Records, order: list[str]) -> None:
@@ -104,6 +119,11 @@ def _spellings(records: Records, *, merge: bool) -> list[str]:
         for spelling in family
     }
     records.labels = [None if label is None else chosen.get(label, label) for label in records.labels]
+    if records.ballots is not None:
+        records.ballots.choices = {
+            annotator: [None if choice is None else chosen.get(choice, choice) for choice in said]
+            for annotator, said in records.ballots.choices.items()
+        }
     if records.class_names is not None:
         records.class_names = tuple(dict.fromkeys(chosen.get(name, name) for name in records.class_names))
     return [f"spellings of one class taken together: {listed}"]
