@@ -44,10 +44,16 @@ def name_classes(records: Records, config: DataConfig) -> list[str]:
             f" {records.ids[first]}: {records.faults[first]}"
         )
     if records.faults:
-        some = [records.ids[row] for row in sorted(records.faults)[:_NAMED]]
-        more = f" and {len(records.faults) - _NAMED} more" if len(records.faults) > _NAMED else ""
-        reason = records.faults[min(records.faults)]
-        notes.append(f"{len(records.faults)} rows left out, {', '.join(some)}{more}: {reason}")
+        reasons: dict[str, list[int]] = {}
+        for row, reason in sorted(records.faults.items()):
+            reasons.setdefault(reason, []).append(row)
+        for reason, rows in sorted(reasons.items(), key=lambda item: -len(item[1]))[:_NAMED]:
+            some = [records.ids[row] for row in rows[:_NAMED]]
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            notes.append(f"{len(rows)} rows left out, {', '.join(some)}{more}: {reason}")
+        if len(reasons) > _NAMED:
+            rest = len(records.faults) - sum(sorted(map(len, reasons.values()))[-_NAMED:])
+            notes.append(f"{rest} more rows left out for {len(reasons) - _NAMED} other reasons")
     return notes
 
 
