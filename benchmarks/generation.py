@@ -120,7 +120,9 @@ class Benchmark:
         """Generate the held-out people in one way, by the generator that knows them or the other, and measure."""
         name = f"{strategy} w={w:g} {schedule}" if strategy != "none" else "none"
         name = f"known, {name}" if known else name
-        model, contexts = (self.known, self.known.denoiser.contexts()) if known else (self.model, self.contexts)
+        model, contexts = (
+            (self.known, self.known.denoiser.contexts()) if known else (self.model, self.contexts)
+        )
         sampling = Sampling(
             negative=strategy,  # type: ignore[arg-type]
             scale=w,

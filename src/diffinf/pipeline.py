@@ -94,6 +94,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     with run.lock():
         run.sweep()
         workspace = Workspace(run, dataset, team)
+        _check_labels(workspace)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
         _write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
@@ -104,6 +105,20 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         write_results(run)
     team.dismiss()
     return run
+
+
+def _check_labels(workspace: Workspace) -> None:
+    """Refuse votes that nobody named, and a loss of ordered classes where nobody says that they are; UserError."""
+    if workspace.config.classifier.targets == "votes" and workspace.dataset.votes is None:
+        raise UserError(
+            "classifier.targets: votes: no column of them is named; name some with data.votes or data.annotators"
+        )
+    if workspace.config.classifier.loss == "earth_mover" and not workspace.dataset.ordered:
+        names = ", ".join(workspace.dataset.class_names[:5])
+        raise UserError(
+            f"classifier.loss: earth_mover is for ordered classes, and nothing says that {names} are; cut a number "
+            "with data.bins, name all classes from low to high in data.order, or take cross_entropy"
+        )
 
 
 def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
@@ -166,6 +181,7 @@ def train(workspace: Workspace) -> None:
             config=config,
             seed=workspace.seed,
             device=workspace.device,
+            targets=workspace.targets,
             directory=run.classifier,
         )
 
@@ -191,6 +207,8 @@ def _write_dataset_tables(workspace: Workspace) -> None:
         "split": pa.array(data.splits, pa.string()),
         "identity": nobody if data.identities is None else pa.array(data.identities, pa.string()),
     }
+    if data.votes is not None:
+        samples["agreement"] = pa.array(data.votes.agreement(data.labels), pa.float64(), from_pandas=True)
     for name, values in data.groups.items():
         samples[f"{GROUP}{name}"] = pa.array([value or None for value in values.tolist()], pa.string())
     write_table(run.path / "dataset.parquet", pa.table(samples), data.class_names)
@@ -219,6 +237,7 @@ def _cross_fit(workspace: Workspace) -> None:
             directory=run.crossfit,
             device=workspace.device,
             workers=workspace.config.compare.workers,
+            targets=workspace.targets,
             identities=workspace.identities,
         )
 
@@ -249,9 +268,10 @@ def _influence_values(workspace: Workspace) -> npt.NDArray[np.float64]:
     return self_influence(
         checkpoints,
         workspace.images,
-        workspace.labels,
+        workspace.labels if workspace.targets is None else workspace.targets,
         to_input=to_input,
         scope=config.scope,
+        loss=workspace.config.classifier.loss,
         batch_size=config.batch_size,
         device=workspace.device,
         scratch=run.scratch("influence"),
@@ -264,7 +284,9 @@ def score(workspace: Workspace) -> None:
     _cross_fit(workspace)
     _self_influence(workspace)
     run, config = workspace.run, workspace.config.influence
-    key = stage_key("score", run.key("crossfit"), run.key("influence"), config, _content(config.flags))
+    agreement = [] if workspace.agreement is None else [stage_key(workspace.agreement.tolist())]
+    read = (run.key("crossfit"), run.key("influence"), config, _content(config.flags))
+    key = stage_key("score", *read, *agreement)
     if run.stage("score", key, lambda: score_run(workspace), outputs=("scores.parquet", "flags.json")):
         for name in MEASURED:  # of `diffinf detect`, on other scores
             (run.path / name).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from diffinf.classify.losses import (
     early_learning_penalty,
     generalised_cross_entropy,
     moving_targets,
+    smoothed,
+    squared_earth_mover,
     symmetric_cross_entropy,
 )
 
@@ -133,3 +135,31 @@ def test_a_label_that_cannot_be_weighs_less_than_in_cross_entropy(loss: Loss, kn
 
     plain = ratio(lambda z, y: F.cross_entropy(z, y, reduction="none"))
     assert ratio(lambda z, y: loss(z, y, knob)) < 0.75 * plain
+
+
+def test_the_earth_movers_distance_counts_how_far_off_a_reading_is() -> None:
+    sure = 50.0 * torch.eye(4, dtype=torch.float64)
+    third = torch.full((4,), 2)
+    # Moving all the mass one class costs 1, two classes 2: the cumulative shares differ in as many places.
+    torch.testing.assert_close(squared_earth_mover(sure, third), torch.tensor([2.0, 1.0, 0.0, 1.0]).double())
+    logits, labels = sample()
+    shares = F.one_hot(labels, 5)
+    torch.testing.assert_close(squared_earth_mover(logits, labels), squared_earth_mover(logits, shares))
+    by_hand = (logits.softmax(1).cumsum(1) - shares.cumsum(1)).square().sum(1)
+    torch.testing.assert_close(squared_earth_mover(logits, labels), by_hand)
+
+
+def test_the_earth_movers_distance_is_least_at_the_true_shares() -> None:
+    truth = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    logits = truth.log()[None].requires_grad_()
+    expected = sum(truth[k] * squared_earth_mover(logits, torch.tensor([k]))[0] for k in range(3))
+    (gradient,) = torch.autograd.grad(torch.as_tensor(expected), logits)
+    torch.testing.assert_close(gradient, torch.zeros(1, 3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_smoothing_divides_a_share_among_all_classes() -> None:
+    logits, labels = sample()
+    ours = F.cross_entropy(logits, smoothed(labels, 5, 0.2).double(), reduction="none")
+    torch.testing.assert_close(
+        ours, F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.2), rtol=1e-6, atol=1e-6
+    )

@@ -224,3 +224,25 @@ def test_frozen_statistics_still_normalise_by_the_batch() -> None:
     assert y.mean().abs() < 1e-5 and torch.equal(norm.running_mean, torch.zeros(3))
     norm(x)
     assert not torch.equal(norm.running_mean, torch.zeros(3))
+
+
+def test_the_settings_choose_the_loss(problem: Problem, config: ClassifierConfig) -> None:
+    ordered = config.model_copy(update={"loss": "earth_mover", "label_smoothing": 0.1})
+    logits, batch = torch.randn(16, 2), batch_of(problem)
+    ours = create_method(None, problem.spec, ordered, 0, CPU, 64).losses(logits, batch)
+    target = 0.9 * F.one_hot(batch.labels, 2) + 0.05
+    torch.testing.assert_close(ours, (logits.softmax(1) - target)[:, 0].square())
+    wrapped = make("sam", problem, ordered).losses(logits, batch)
+    torch.testing.assert_close(wrapped, ours)
+    keys = {
+        training_key(problem.images, problem.labels, spec=problem.spec, config=c, seed=0)
+        for c in (ordered, config)
+    }
+    assert len(keys) == 2
+
+
+def test_a_training_by_the_earth_movers_distance_learns(problem: Problem, config: ClassifierConfig) -> None:
+    ordered = config.model_copy(update={"loss": "earth_mover"})
+    model = fit(problem, ordered, labels=problem.labels)
+    read = predict(model, problem.images, device=CPU)[1].argmax(1)
+    assert (read == problem.labels).float().mean() > 0.9

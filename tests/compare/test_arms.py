@@ -202,3 +202,19 @@ def test_unknown_arm() -> None:
 
 def test_every_arm_of_the_settings_is_there() -> None:
     assert tuple(ARMS) == DATA_ARMS
+
+
+@settings(max_examples=30, deadline=None)
+@given(materials(), st.sampled_from(DATA_ARMS), st.integers(0, 5))
+def test_targets_hold_where_image_and_label_are_as_they_came(material: Material, arm: str, seed: int) -> None:
+    n = len(material.labels)
+    soft = np.random.default_rng(seed).dirichlet(np.ones(CLASSES), n).astype(np.float32)
+    plain = training_set(arm, material, seed)
+    chosen = training_set(arm, replace(material, targets=soft), seed)
+    assert chosen.targets is not None and chosen.targets.shape == (len(chosen.rows), CLASSES)
+    assert np.array_equal(chosen.rows, plain.rows) and plain.targets is None
+    for row, label, target in zip(chosen.rows, chosen.labels, chosen.targets, strict=True):
+        untouched = row < n and material.labels[row] == label
+        assert np.array_equal(target, soft[row] if untouched else np.eye(CLASSES)[label])
+    assert training_set("gce", replace(material, targets=soft), seed).targets is None
+    assert training_set("elr", replace(material, targets=soft), seed).targets is not None

@@ -269,3 +269,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     wrong = {0: torch.zeros(1, 16, 16, dtype=torch.uint8)}
     with pytest.raises(ValueError, match="a replacement must be uint8"):
         run_arms(**arguments(tmp_path, ["baseline"], edited_images=wrong))
+
+
+def test_of_ordered_classes_the_distance_is_measured(tmp_path: Path) -> None:
+    (plain,) = run_arms(**arguments(tmp_path, ["baseline"])).to_pylist()
+    (row,) = run_arms(**arguments(tmp_path, ["baseline"], ordered=True)).to_pylist()
+    assert plain["mean_absolute_error"] is None
+    assert row["mean_absolute_error"] == pytest.approx(1 - row["accuracy"])  # of two classes
+
+
+def test_arms_learn_shares_where_there_are_some(tmp_path: Path) -> None:
+    options = arguments(tmp_path, ["baseline", "diffinf"])
+    run_arms(**options)
+    predictions = tmp_path / "compare" / "predictions"
+    before = load_tensors(predictions / "baseline-0.safetensors")["logits"].softmax(1)
+    even = torch.full((48, 2), 0.5)
+    run_arms(**{**options, "targets": even})
+    after = load_tensors(predictions / "baseline-0.safetensors")["logits"].softmax(1)
+    # Votes that are even teach nothing.
+    assert after.max(1).values.mean() < 0.52 < before.max(1).values.mean()

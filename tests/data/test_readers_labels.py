@@ -137,3 +137,31 @@ def test_groups_are_carried_and_their_gaps_kept(tmp_path: Path) -> None:
         open_dataset(path, DataConfig(groups=["sex"]))
     with pytest.raises(UserError, match="there are none to name"):
         open_dataset(make_folders(tmp_path / "f"), DataConfig(groups=["sex"]))
+
+
+def test_the_user_says_how_classes_rise(tmp_path: Path) -> None:
+    path = make_table(tmp_path)
+    dataset = open_dataset(path, DataConfig(split="subset", order=["sad", "angry", "bored", "happy"]))
+    assert dataset.ordered and dataset.class_names == ("sad", "angry", "happy")
+    plain = open_dataset(path, DataConfig(split="subset"))
+    assert not plain.ordered and plain.fingerprint != dataset.fingerprint
+    with pytest.raises(UserError, match=r"data\.order does not name the class 'happy'"):
+        open_dataset(path, DataConfig(split="subset", order=["sad", "angry"]))
+    with pytest.raises(ValueError, match="each class once"):
+        DataConfig(order=["sad", "sad"])
+
+
+def test_one_letter_may_be_written_in_two_ways() -> None:
+    composed, decomposed = "m\u00fcde", "mu\u0308de"
+    assert spelling_variants([composed, composed, decomposed, "wach"]) == [{composed: 2, decomposed: 1}]
+
+
+def test_rows_without_a_label_are_counted_by_reason(tmp_path: Path) -> None:
+    rows = [{**row, "label": 10 + index % 40} for index, row in enumerate(make_rows(120))]
+    for index in range(6):
+        rows[index]["label"] = "" if index < 4 else -3
+    dataset = open_dataset(make_table(tmp_path, rows), DataConfig(split="subset", bins=[0, 20, 30]))
+    assert len(dataset) + len(dataset.quarantine) == 120 and len(dataset.quarantine) == 6
+    said = [sentence for sentence in dataset.notes if "rows left out" in sentence]
+    assert said[0].startswith("4 rows left out") and "no label" in said[0]
+    assert said[1].startswith("2 rows left out, img/004.png, img/005.png: -3 lies below")

@@ -11,6 +11,7 @@ from diffinf.evaluate.gain import (
     editing_gap_closed,
     holm,
     macro_f1,
+    mean_absolute_error,
     paired_difference,
 )
 
@@ -156,3 +157,7 @@ def test_measures_do_not_depend_on_the_order_of_samples(pairs):
     for measure in (balanced_accuracy, macro_f1):
         assert measure(predictions, labels) == pytest.approx(measure(predictions[::-1], labels[::-1]))
         assert measure(labels, labels) == 1.0
+
+
+def test_mean_absolute_error_is_in_classes():
+    assert mean_absolute_error([0, 3, 2], [1, 1, 2]) == 1

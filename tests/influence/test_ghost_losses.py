@@ -15,7 +15,7 @@ from diffinf.influence.losses import LOSSES, binary_cross_entropy, ordinal, squa
 
 def labels_for(loss: str, batch: int, outputs: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    if loss in ("cross_entropy", "ordinal"):
+    if loss in ("cross_entropy", "earth_mover", "ordinal"):
         return torch.randint(outputs + (loss == "ordinal"), (batch,), generator=generator)
     if loss == "squared_error":
         return torch.randn(batch, outputs, generator=generator)

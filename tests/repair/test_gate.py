@@ -279,3 +279,10 @@ def test_it_works_with_the_classifier_of_the_runs() -> None:
     torch.testing.assert_close(verdict.judge, own, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(verdict.identity, torch.ones(5), rtol=0, atol=1e-4)
     assert (verdict.influence > 0).all() and verdict.influence.isfinite().all()
+
+
+def test_influence_is_that_of_the_loss_the_scorers_were_trained_by() -> None:
+    verdict = check(make_gate(loss="earth_mover"), BRIGHT, label=1)
+    p = torch.sigmoid(torch.tensor(4.0))
+    # d/dz of (1 - p)² is ∓2 (1 - p) p (1 - p) at the two logits.
+    torch.testing.assert_close(verdict.influence, 2 * (2 * (1 - p) ** 2 * p)[None] ** 2 * SIDE * SIDE)

@@ -2,6 +2,7 @@ import html
 import re
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -9,7 +10,7 @@ from fake_run import CLASSES, make_run
 
 from diffinf.errors import UserError
 from diffinf.report import plots, write_report
-from diffinf.run import read_json, save_tensors, write_text
+from diffinf.run import read_json, read_table, save_tensors, write_table, write_text
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +220,13 @@ def test_quarantined_files_are_listed(finished_page):
 def test_no_directory_is_a_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no such run directory"):
         write_report(tmp_path / "absent")
+
+
+def test_of_ordered_classes_the_distance_stands_beside_the_accuracy(tmp_path, undrawn):
+    path = make_run(tmp_path / "run")
+    assert "mean error in classes" not in plain(page(path))
+    table = read_table(path / "compare.parquet")
+    errors = pa.array([0.625] * table.num_rows)
+    write_table(path / "compare.parquet", table.append_column("mean_absolute_error", errors), CLASSES)
+    text = plain(page(path))
+    assert "mean error in classes" in text and "0.625" in text

@@ -1,4 +1,4 @@
-"""Losses that bear wrong labels: logits (B, K) and labels (B,) in, a loss for each sample (B,) out."""
+"""Losses of ordered classes, or that bear wrong labels: logits (B, K), labels (B,) in, a loss a sample (B,) out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,31 @@ _LEAST_PROBABILITY = 1e-4
 _ALDR_ALPHA = 2.0
 _ALDR_MARGIN = 0.1
 _ALDR_ITERATIONS = 30
+
+
+def squared_earth_mover(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the squared earth mover's distance of ordered classes, arXiv 1611.05916, section 3.
+
+    Σ_k (P_k - Y_k)² over the cumulative shares of the classes: the ranked probability score, least in expectation where
+    the shares are the true ones, so that what is estimated from them stays sound. A reading two classes off costs more
+    than one beside the label, and none more than K - 1.
+
+    Args:
+        logits: (B, K), classes from low to high.
+        labels: int64 (B,), or shares of the classes (B, K).
+
+    Returns:
+        (B,), 0 to K - 1.
+    """
+    shares = F.one_hot(labels, logits.shape[1]) if labels.ndim == 1 else labels
+    difference = logits.softmax(1) - shares.to(logits.dtype)
+    return difference.cumsum(1)[:, :-1].square().sum(1)  # the last one is 1 - 1
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """Return labels (B,), or shares (B, K), as shares of which all classes divide `smoothing` equally."""
+    shares = F.one_hot(labels, classes).float() if labels.ndim == 1 else labels
+    return (1 - smoothing) * shares + smoothing / classes
 
 
 def generalised_cross_entropy(logits: Tensor, labels: Tensor, q: float) -> Tensor:

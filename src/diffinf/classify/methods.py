@@ -1,4 +1,4 @@
-"""How a step of training is done: with cross-entropy, or with a method that bears wrong labels.
+"""How a step of training is done: with the loss of the settings, or with a method that bears wrong labels.
 
 All methods have the first network's initialisation, the batches, the schedule and the number of steps in common, and
 the first network is the result. What a method needs beside it is saved and restored with the rest.
@@ -20,6 +20,8 @@ from diffinf.classify.losses import (
     early_learning_penalty,
     generalised_cross_entropy,
     moving_targets,
+    smoothed,
+    squared_earth_mover,
     symmetric_cross_entropy,
 )
 from diffinf.classify.model import ClassifierSpec, create_classifier, seeded
@@ -120,8 +122,10 @@ class Method:
         self.network = network
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the samples' losses (B,), here the cross-entropy."""
+        """Return the samples' losses (B,), here that of the settings."""
         smoothing = self.network.config.label_smoothing
+        if self.network.config.loss == "earth_mover":
+            return squared_earth_mover(logits, smoothed(batch.labels, logits.shape[1], smoothing))
         return F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
 
     def update(self, batch: Batch) -> float:
@@ -270,7 +274,7 @@ def create_method(
     device: torch.device,
     samples: int,
 ) -> Method:
-    """Return the training of a new network: by `method`, or by cross-entropy where that is None.
+    """Return the training of a new network: by `method`, or by the loss of the settings where that is None.
 
     Args:
         method: which one, and its knob.

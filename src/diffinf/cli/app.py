@@ -85,6 +85,29 @@ Bins = Annotated[
         help="Lower edges that cut a number into classes: 0,13,20,40 for ages.", rich_help_panel=DATA_PANEL
     ),
 ]
+Votes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--votes",
+        help="Column of votes by class as lists; or one column a class, called as it is. Repeatable.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Annotator = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--annotator",
+        help="Column with what one of several annotators said. Repeatable.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        help="All classes from low to high with commas between, where they are ordered.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 NormaliseLabels = Annotated[
     bool | None,
     typer.Option(

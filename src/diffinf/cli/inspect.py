@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from diffinf.cli.app import (
+    Annotator,
     Bins,
     DatasetOrRun,
     Format,
@@ -22,9 +23,11 @@ from diffinf.cli.app import (
     Label,
     Limit,
     NormaliseLabels,
+    Order,
     Root,
     Set,
     Split,
+    Votes,
     app,
 )
 from diffinf.cli.settings import data_settings, given, run_settings
@@ -45,6 +48,9 @@ def inspect_(
     identity: Identity = None,
     group: Group = None,
     bins: Bins = None,
+    order: Order = None,
+    votes: Votes = None,
+    annotator: Annotator = None,
     normalise_labels: NormaliseLabels = None,
     icc: Icc = None,
     limit: Limit = None,
@@ -68,6 +74,9 @@ def inspect_(
         identity=identity,
         group=group,
         bins=bins,
+        order=order,
+        votes=votes,
+        annotator=annotator,
         normalise_labels=normalise_labels,
         icc=icc,
         limit=limit,
@@ -106,6 +115,7 @@ def _show(result: dict[str, Any]) -> None:
     console.print(escape(_images_line(result["images"])), soft_wrap=True)
     _show_duplicates(console, result["duplicates"])
     _show_people(console, result["people"])
+    _show_votes(console, result["votes"])
     if result["quarantine"]:
         rows = [[entry["id"], entry["reason"]] for entry in result["quarantine"]]
         _show_table(console, "Not usable", ["id", "reason"], rows)
@@ -157,6 +167,18 @@ def _show_duplicates(console: Any, duplicates: dict[str, Any]) -> None:
     ]
     if worst:
         _show_table(console, "Across splits, or with several labels", ["ids", "labels", "splits"], worst)
+
+
+def _show_votes(console: Any, votes: dict[str, Any] | None) -> None:
+    if votes is None:
+        return
+    console.print(
+        f"Votes of {votes['n']:,} images ({votes['without']:,} have none): {votes['agreement'] or 0:.1%} are for the "
+        f"label, which {votes['outvoted']:,} images have against a choice of more votes",
+        soft_wrap=True,
+    )
+    rows = [[name, f"{share:.1%}"] for name, share in votes["by_class"].items()]
+    _show_table(console, "", ["class", "votes for the label"], rows, limit=None)
 
 
 def _show_people(console: Any, people: dict[str, Any] | None) -> None:

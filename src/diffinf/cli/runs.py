@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from diffinf.cli.app import (
+    Annotator,
     Bins,
     Classifier,
     Config,
@@ -31,6 +32,7 @@ from diffinf.cli.app import (
     Limit,
     Link,
     NormaliseLabels,
+    Order,
     Out,
     Policy,
     Preset,
@@ -40,6 +42,7 @@ from diffinf.cli.app import (
     Set,
     Split,
     Truth,
+    Votes,
     app,
 )
 from diffinf.cli.settings import changed_settings, data_settings, given, is_run, own_classifier, run_settings
@@ -83,6 +86,9 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
         group: Group = None,
         truth: Truth = None,
         bins: Bins = None,
+        order: Order = None,
+        votes: Votes = None,
+        annotator: Annotator = None,
         normalise_labels: NormaliseLabels = None,
         icc: Icc = None,
         limit: Limit = None,
@@ -112,6 +118,9 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
             group=group,
             truth=truth,
             bins=bins,
+            order=order,
+            votes=votes,
+            annotator=annotator,
             normalise_labels=normalise_labels,
             icc=icc,
             limit=limit,

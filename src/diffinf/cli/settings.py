@@ -19,11 +19,16 @@ def data_settings(
     root: Path | None,
     bins: str | None,
     group: list[str] | None,
+    order: str | None = None,
+    votes: list[str] | None = None,
+    annotator: list[str] | None = None,
     truth: list[str] | None = None,
     **named: Any,
 ) -> dict[str, Any]:
     """The settings of the stage data that options name; those that were not given are None."""
     values: dict[str, Any] = {**named, "root": root and root.resolve(), "groups": group or None}
+    values |= {"votes": votes or None, "annotators": annotator or None}
+    values["order"] = None if order is None else [part.strip() for part in order.split(",") if part.strip()]
     return {**values, "truth": truth or None, "bins": None if bins is None else _numbers(bins)}
 
 

@@ -19,11 +19,14 @@ def show(run: Any, as_json: bool) -> None:
 
     console = Console()
     if summary["arms"]:
-        table = Table("arm", "balanced accuracy", "95 % interval", "accuracy", "seeds")
+        ordered = any("mean_absolute_error" in arm for arm in summary["arms"].values())
+        distance = ["mean error in classes"] if ordered else []
+        table = Table("arm", "balanced accuracy", "95 % interval", "accuracy", *distance, "seeds")
         for name, arm in summary["arms"].items():
             low, high = arm["ci"]
             interval, balanced = f"{low:.3f} to {high:.3f}", f"{arm['balanced_accuracy']:.3f}"
-            table.add_row(name, balanced, interval, f"{arm['accuracy']:.3f}", str(arm["seeds"]))
+            distance = [f"{arm['mean_absolute_error']:.3f}"] if ordered else []
+            table.add_row(name, balanced, interval, f"{arm['accuracy']:.3f}", *distance, str(arm["seeds"]))
         console.print(table)
         if summary["arms_stale"]:
             console.print(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffinf.classify.methods import MethodSpec
+from diffinf.classify.methods import LABELS_ONLY, MethodSpec
 from diffinf.config import KNOBS, CompareConfig, split_arm
 from diffinf.errors import UserError
 
@@ -40,6 +40,7 @@ class Material:
         relabelled_instead: sample -> label under the policy edit-or-relabel; None: what each flagged sample
             without an edit appears to show.
         dropped_instead: samples that the policy edit-or-drop drops; None: every flagged one without an edit.
+        targets: shares of the classes (N, K) to learn in the place of the labels as annotated; None: the labels.
         flagged_weight: weight of a flagged sample's loss in the arm down-weight, 0 to 1.
     """
 
@@ -58,6 +59,7 @@ class Material:
     true_flag_edits: Replacements | None = None
     relabelled_instead: Mapping[int, int] | None = None
     dropped_instead: Collection[int] | None = None
+    targets: NDArray[np.float32] | None = None
     flagged_weight: float = KNOBS["down-weight"].default
 
 
@@ -69,29 +71,41 @@ class TrainingSet:
         rows: int64 (M,), rows of the pool of images.
         labels: int64 (M,).
         weights: (M,) weights of the losses, or None.
+        targets: shares of the classes (M, K) to learn in the place of the labels, or None.
     """
 
     rows: Ints
     labels: Ints
     weights: NDArray[np.float32] | None = None
+    targets: NDArray[np.float32] | None = None
 
 
 Arm = Callable[[Material, int], TrainingSet]
 
 
 def training_set(name: str, material: Material, seed: int) -> TrainingSet:
-    """Return what the arm `name` trains on with `seed`; the robust method of the arm does not matter here.
+    """Return what the arm `name` trains on with `seed`.
+
+    Targets hold for images and labels as they came: what was edited, replaced or relabelled has its label alone, and so
+    has everything under a method that takes no shares.
 
     Raises:
         UserError: there is no such arm, or what it needs is not there, or it leaves fewer than two classes.
     """
-    chosen = ARMS[_parts(name)[0]](material, seed)
+    data, method = _parts(name)
+    chosen = ARMS[data](material, seed)
     if len(np.unique(chosen.labels)) < 2:
         raise UserError(
             f"compare.arms: the arm {name} leaves {len(chosen.labels)} samples of fewer than two classes; "
             "flag fewer samples, or leave the arm out"
         )
-    return chosen
+    if material.targets is None or method in LABELS_ONLY:
+        return chosen
+    targets = np.eye(material.targets.shape[1], dtype=np.float32)[chosen.labels]
+    places = np.flatnonzero(chosen.rows < len(material.labels))
+    places = places[material.labels[chosen.rows[places]] == chosen.labels[places]]
+    targets[places] = material.targets[chosen.rows[places]]
+    return replace(chosen, targets=targets)
 
 
 def training_method(name: str, compare: CompareConfig, noise_rate: float | None) -> MethodSpec | None:

@@ -22,7 +22,7 @@ from diffinf.classify.train import image_digest, train_classifier, training_key
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.compare.arms import Material, TrainingSet, training_method, training_set
 from diffinf.config import KNOBS, ClassifierConfig, CompareConfig
-from diffinf.evaluate.gain import balanced_accuracy, macro_f1
+from diffinf.evaluate.gain import balanced_accuracy, macro_f1, mean_absolute_error
 from diffinf.progress import note
 from diffinf.run import (
     load_tensors,
@@ -44,6 +44,7 @@ _SCHEMA = pa.schema(
         ("accuracy", pa.float64()),
         ("balanced_accuracy", pa.float64()),
         ("macro_f1", pa.float64()),
+        ("mean_absolute_error", pa.float64()),
         ("seconds", pa.float64()),
         ("diverged", pa.bool_()),
     ]
@@ -80,6 +81,8 @@ def run_arms(
     noise_rate: float | None = None,
     images_validation: Tensor | None = None,
     labels_validation: Tensor | None = None,
+    targets: Tensor | None = None,
+    ordered: bool = False,
     final_directory: Path | None = None,
     table_path: Path | None = None,
     progress: bool = True,
@@ -126,6 +129,9 @@ def run_arms(
         noise_rate: estimated share of wrong labels, what co-teaching forgets unless `compare.knobs` says else.
         images_validation: uint8 (V, C, H, W), to choose arms and knobs on; None: none.
         labels_validation: int64 (V,), as annotated.
+        targets: shares of the classes (N, K) to learn in the place of the labels, where image and label are as they
+            came; gce, sce and aldr-kl learn the labels all the same.
+        ordered: the classes rise along a scale, so that the distance of a prediction from the label means something.
         final_directory: where the model of the arm diffinf with the first seed is saved; without that arm, or where
             it diverges, none is there.
         table_path: where the table is written as Parquet.
@@ -133,7 +139,8 @@ def run_arms(
 
     Returns:
         A row for each arm and seed: arm, seed, n_train, steps, accuracy, balanced_accuracy, macro_f1 (in
-        0..1, on the test images), seconds (of the training, since it was last taken up), diverged.
+        0..1, on the test images), mean_absolute_error (in classes, null where they are not ordered), seconds (of
+        the training, since it was last taken up), diverged.
 
     Raises:
         UserError: an arm is not known, lacks what it needs, or leaves fewer than two classes.
@@ -161,6 +168,7 @@ def run_arms(
         true_flag_edits=true_flags,
         relabelled_instead=relabelled_instead,
         dropped_instead=dropped_instead,
+        targets=None if targets is None else targets.numpy(),
         flagged_weight=compare.knobs.get("down-weight", KNOBS["down-weight"].default),
     )
     config = config.model_copy(update={"checkpoint": None})
@@ -187,6 +195,7 @@ def run_arms(
             config=config,
             seed=run_seed,
             weights=weights,
+            targets=None if chosen.targets is None else torch.from_numpy(chosen.targets),
             rows=rows,
             method=methods[arm],
             record=False,
@@ -214,8 +223,8 @@ def run_arms(
     if labels_validation is not None:
         save_tensors(directory / "validation.safetensors", {"labels": labels_validation})
     shutil.rmtree(directory / ".work", ignore_errors=True)
-    ordered = [(arm, seed + offset) for arm in compare.arms for offset in range(compare.seeds)]
-    table = _table(directory, ordered, labels_test.numpy(), config.steps)
+    by_arm = [(arm, seed + offset) for arm in compare.arms for offset in range(compare.seeds)]
+    table = _table(directory, by_arm, labels_test.numpy(), config.steps, ordered)
     if table_path is not None:
         write_table(table_path, table, spec.class_names)
     return table
@@ -243,6 +252,7 @@ def arm_job(job: Job, report: Report) -> dict[str, Any]:
             seed=job["seed"],
             device=job["device"],
             weights=material.get(f"weights-{name}"),
+            targets=material.get(f"targets-{name}"),
             rows=material[f"rows-{name}"],
             method=None if job["method"] is None else MethodSpec(**job["method"]),
             directory=work,
@@ -352,13 +362,14 @@ def _write_work(
     for (arm, seed), chosen in sets.items():
         tensors[f"rows-{arm}-{seed}"] = torch.from_numpy(chosen.rows)
         tensors[f"labels-{arm}-{seed}"] = torch.from_numpy(chosen.labels)
-        if chosen.weights is not None:
-            tensors[f"weights-{arm}-{seed}"] = torch.from_numpy(chosen.weights)
+        for what, values in (("weights", chosen.weights), ("targets", chosen.targets)):
+            if values is not None:
+                tensors[f"{what}-{arm}-{seed}"] = torch.from_numpy(values)
     write_material(make_directory(directory / ".work") / "material", **tensors)
 
 
 def _table(
-    directory: Path, runs: Sequence[tuple[str, int]], labels: NDArray[np.int64], steps: int
+    directory: Path, runs: Sequence[tuple[str, int]], labels: NDArray[np.int64], steps: int, ordered: bool
 ) -> pa.Table:
     """Measure the predictions of all arms."""
     rows = []
@@ -372,5 +383,6 @@ def _table(
             row["accuracy"] = float((predicted == labels).mean())
             row["balanced_accuracy"] = balanced_accuracy(predicted, labels)
             row["macro_f1"] = macro_f1(predicted, labels)
+            row["mean_absolute_error"] = mean_absolute_error(predicted, labels) if ordered else None
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=_SCHEMA)

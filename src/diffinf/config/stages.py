@@ -14,6 +14,7 @@ from diffinf.config.arms import check_arms, check_knobs
 EditorName = Literal["guided", "guide", "contexts", "renoised", "codes", "linear"]
 Identity = Literal["auto", "persons", "dlib", "none"]
 Policy = Literal["edit", "edit-or-relabel", "edit-or-drop"]
+LossName = Literal["cross_entropy", "earth_mover"]
 DataFormat = Literal[
     "auto",
     "celeba",
@@ -57,8 +58,17 @@ class DataConfig(StageConfig):
     )
     groups: list[str] = Field([], description="columns or attributes that results are broken down by")
     truth: list[str] = Field([], description="columns with the truth, read only to evaluate")
+    votes: list[str] = Field(
+        [],
+        description="votes by class: a column of lists in the order of the classes, or a column for each class, called "
+        "as it is; ferplus_votes beside FER2013",
+    )
+    annotators: list[str] = Field([], description="columns with what each of several annotators said")
     bins: list[float] = Field(
         [], description="lower edges that cut a number into ordered classes: [0, 13, 20, 40] for ages"
+    )
+    order: list[str] = Field(
+        [], description="all classes from low to high, where they are ordered and the source does not say so"
     )
     normalise_labels: bool = Field(
         False, description="take spellings of a class that differ in case or blanks for one class"
@@ -76,6 +86,13 @@ class DataConfig(StageConfig):
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: what the images have")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are quarantined instead of decoded")
     icc: bool = Field(False, description="convert colours by the images' profiles to sRGB")
+
+    @field_validator("order")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError("expected each class once")
+        return names
 
     @field_validator("bins")
     @classmethod
@@ -97,7 +114,16 @@ class ClassifierConfig(StageConfig):
     weight_decay: float = Field(
         0.05, ge=0, description="decoupled weight decay of AdamW, times the learning rate"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    loss: LossName = Field(
+        "cross_entropy",
+        description="what is minimised; earth_mover, for ordered classes, counts how far off a reading is: squared "
+        "differences of the cumulative shares",
+    )
+    targets: Literal["label", "votes"] = Field(
+        "label",
+        description="what is learned: the label, or the shares of the votes (data.votes, data.annotators)",
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes divide")
     augment: bool = Field(True, description="flip and shift the training images")
     checkpoints: int = Field(4, ge=1, description="checkpoints kept for the self-influence")
     folds: int = Field(4, ge=2, description="folds of the cross-fitted judge")

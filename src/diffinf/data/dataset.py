@@ -19,7 +19,9 @@ from diffinf.data.readers.base import printable
 from diffinf.data.readers.classes import name_classes
 from diffinf.data.readers.columns import ColumnFiles, to_numpy
 from diffinf.data.readers.labels import spelling_variants
+from diffinf.data.readers.votes import tally
 from diffinf.data.splits import assign_splits, given_splits, limited
+from diffinf.data.votes import Votes
 from diffinf.errors import UserError
 from diffinf.progress import note, progress_bar
 
@@ -46,6 +48,7 @@ class FaceDataset:
         ordered: the classes rise along a scale: bins of a number, age groups.
         identities: (N,) str, who is shown (the id where that is unknown); None if the source does not say.
         groups: name -> (N,) str of a column named in `DataConfig.groups`; "" where it is missing.
+        votes: what several annotators said, where the configuration names such columns.
         carried: name -> array of N rows that the source holds beside the labels, such as votes; no training
             reads them.
         quarantine: samples left out because their image cannot be read, or their label is missing.
@@ -85,6 +88,7 @@ class FaceDataset:
     icc: bool = False
     ordered: bool = False
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+    votes: Votes | None = None
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     link: Literal["copy", "hard"] = "copy"
 
@@ -220,6 +224,11 @@ def open_dataset(
             out of the root, a class with fewer than two training samples, no readable image.
     """
     records = read_records(path, config)
+    if records.ballots is None and (config.votes or config.annotators):
+        raise UserError(
+            f"{path}: data.votes and data.annotators name columns of a table, and the layout "
+            f"{records.source.layout} has none; leave them out"
+        )
     _check_lengths(records, config)
     _check_ids(records)
     notes = name_classes(records, config)
@@ -366,6 +375,9 @@ def _assemble(
 ) -> FaceDataset:
     names = records.class_names or _sort_classes({str(records.labels[row]) for row in rows})
     codes = {name: code for code, name in enumerate(names)}
+    votes = tally(records, rows, names)
+    if votes is not None and (silent := int((~votes.known).sum())):
+        notes = [*notes, f"{silent} of {len(rows)} rows have no votes; their label stands"]
     digest = hashlib.sha256(json.dumps(names).encode())
     for row in rows:
         line = [records.ids[row], records.labels[row], splits[row], checked[row].sha256]
@@ -403,6 +415,7 @@ def _assemble(
             name: np.array([values[row] or "" for row in rows], dtype=np.str_)
             for name, values in records.groups.items()
         },
+        votes=votes,
         carried={name: values[list(rows)] for name, values in records.carried.items()},
         link=config.link,
     )

@@ -80,6 +80,12 @@ def balanced_accuracy(
     )
 
 
+def mean_absolute_error(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Mean distance in classes (bins) of predictions (N,) from labels (N,), where the classes are ordered."""
+    distance = np.asarray(predictions, dtype=np.int64) - np.asarray(labels, dtype=np.int64)
+    return float(np.abs(distance).mean())
+
+
 def macro_f1(predictions: ArrayLike, labels: ArrayLike, classes: Sequence[int] | None = None) -> float:
     """Mean F1 in 0..1 over the classes present in ``labels`` (N,), or over those of ``classes`` that are.
 

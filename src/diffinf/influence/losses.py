@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffinf.classify.losses import squared_earth_mover as earth_mover
 from diffinf.errors import UserError
 
 PerSampleLoss = Callable[..., Tensor]
@@ -55,6 +56,7 @@ def squared_error(output: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[str, PerSampleLoss] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
+    "earth_mover": earth_mover,
     "ordinal": ordinal,
     "squared_error": squared_error,
 }
@@ -107,7 +109,7 @@ def check_labels(
 def _check_values(
     loss: PerSampleLoss, name: str, output: Tensor, labels: Tensor, describe: Callable[[int], str]
 ) -> None:
-    if loss in (cross_entropy, ordinal) and labels.ndim == 1:
+    if loss in (cross_entropy, earth_mover, ordinal) and labels.ndim == 1:
         if labels.is_floating_point():
             raise UserError(f"{name}: expected whole numbers as class labels, got {labels.dtype}.")
         last = output.shape[1] - 1 + (loss is ordinal)

@@ -56,6 +56,7 @@ class Gate:
         identity_threshold: least cosine of original and edit.
         config: the other thresholds.
         device: where the judges are.
+        loss: what the scorers were trained by, as `diffinf.influence.losses` calls it.
     """
 
     judges: list[nn.Module]
@@ -66,6 +67,7 @@ class Gate:
     identity_threshold: float
     config: RepairConfig
     device: torch.device
+    loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         """Refuse similarities that say nothing about the person."""
@@ -121,7 +123,11 @@ class Gate:
         """Return the squared gradient norms (B,) of uint8 images (B, C, H, W) under one model, on the CPU."""
         parts = [
             squared_gradient_norms(
-                model, to_input(part, self.device), part_labels.to(self.device), scope=self.scope
+                model,
+                to_input(part, self.device),
+                part_labels.to(self.device),
+                scope=self.scope,
+                loss=self.loss,
             ).cpu()
             for part, part_labels in zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
         ]
@@ -150,6 +156,7 @@ def load_gate(directory: Path, scorers: Path, config: RepairConfig, device: torc
         identity_threshold=found["identity_threshold"] or 0.0,
         config=config,
         device=device,
+        loss=found.get("loss", "cross_entropy"),
     )
 
 

@@ -124,6 +124,7 @@ def arms(files: RunFiles, differences: Mapping[str, Difference]) -> dict[str, An
         "seeds": sorted({int(row["seed"]) for row in files.compare}),
         "diverged": sum(bool(row.get("diverged")) for row in files.compare),
         "confusion": _confusions(files),
+        "ordered": any(row["mean_absolute_error"] is not None for row in table),
     }
 
 
@@ -133,6 +134,7 @@ def _arm_row(files: RunFiles, arm: str) -> dict[str, Any] | None:
     if not rows:
         return None
     means = {name: float(np.mean([row[name] for row in rows])) for name in _MEASURES}
+    errors = [error for row in rows if (error := row.get("mean_absolute_error")) is not None]
     return {
         "name": arm,
         "meaning": "; ".join(ARMS[part] for part in arm.split("+") if part in ARMS),
@@ -140,6 +142,7 @@ def _arm_row(files: RunFiles, arm: str) -> dict[str, Any] | None:
         "seeds": len(rows),
         "n_train": sorted({int(row["n_train"]) for row in rows}),
         "points": tuple(float(row["balanced_accuracy"]) for row in rows) if len(rows) > 1 else (),
+        "mean_absolute_error": float(np.mean(errors)) if len(errors) == len(rows) else None,
         **means,
     }
 

@@ -76,6 +76,8 @@ def arm_material(workspace: Workspace, arms: Sequence[str]) -> dict[str, Any]:
         "labels_test": torch.from_numpy(dataset.labels[test]),
         "images_validation": workspace.images_of(validation) if len(validation) else None,
         "labels_validation": torch.from_numpy(dataset.labels[validation]) if len(validation) else None,
+        "targets": workspace.targets,
+        "ordered": dataset.ordered,
         "spec": workspace.spec,
         "seed": workspace.seed,
         "device": workspace.device,

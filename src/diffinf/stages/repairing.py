@@ -176,6 +176,7 @@ class Repair:
                 self.labels[rows],
                 to_input=to_input,
                 scope=self.workspace.config.influence.scope,
+                loss=self.workspace.config.classifier.loss,
                 device=self.device,
                 ranks=Ranks(),  # the run's leader repairs alone
             )
@@ -226,6 +227,7 @@ def repair_run(workspace: Workspace) -> None:
     unreliable = [workspace.dataset.class_names[int(k)] for k in torch.nonzero(repair.unreliable())[:, 0]]
     gate = {
         "scope": workspace.config.influence.scope,
+        "loss": workspace.config.classifier.loss,
         "influence_limits": [
             x if math.isfinite(x) else None for x in limits.tolist()
         ],  # JSON has no infinity

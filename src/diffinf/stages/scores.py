@@ -41,11 +41,13 @@ def score_table(
     label_trust: npt.NDArray[np.floating],
     rivals: Mapping[str, npt.NDArray[np.floating]],
     fold: npt.NDArray[np.int64],
+    agreement: npt.NDArray[np.float64] | None = None,
 ) -> pa.Table:
     """Build scores.parquet from arrays of one row a training sample, (N,), sorted by id.
 
-    A rival that could not be computed (no dynamics: no AUM) is a column of nulls; `threshold` is null when
-    the flags were not drawn by one.
+    `agreement` is the share of the annotators' votes that are for the label, NaN (null in the table) where there are
+    none; without it there is no such column. A rival that could not be computed (no dynamics: no AUM) is a column of
+    nulls; `threshold` is null when the flags were not drawn by one.
     """
     names = np.array(class_names)
     nothing = pa.nulls(len(ids), pa.float64())
@@ -63,6 +65,8 @@ def score_table(
     for name in dict.fromkeys((*RIVALS, *rivals)):
         columns[name] = pa.array(rivals[name], pa.float64()) if name in rivals else nothing
     columns["fold"] = pa.array(fold, pa.int32())
+    if agreement is not None:
+        columns["agreement"] = pa.array(agreement, pa.float64(), from_pandas=True)
     return pa.table(columns)
 
 

@@ -52,6 +52,7 @@ def score_run(workspace: Workspace) -> None:
         label_trust=trust,
         rivals=rival_scores(labels, crossfit.logits, crossfit.features, dynamics),
         fold=crossfit.fold.numpy(),
+        agreement=workspace.agreement,
     )
     write_table(run.scores, table, class_names)
     write_json(run.flags, _account(workspace, result, trust))

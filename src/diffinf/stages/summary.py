@@ -32,6 +32,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "dataset": _dataset(run),
         "detection": _plain(evaluation.get("detection")),
         "flagged": _flagged(run),
+        "agreement": _agreement(run),
         **_edits(run),
         "conversion": _plain(evaluation.get("conversion")),
         "arms": _arms(run),
@@ -76,6 +77,17 @@ def _flagged(run: Run) -> int | None:
     if not run.scores.exists():
         return None
     return int(sum(read_table(run.scores)["flagged"].to_pylist()))
+
+
+def _agreement(run: Run) -> dict[str, float | None] | None:
+    """Share of the annotators' votes that are for the label, of flagged and of other samples; None without votes."""
+    table = read_table(run.scores) if run.scores.exists() else None
+    if table is None or "agreement" not in table.column_names:
+        return None
+    shares = np.array(table["agreement"].to_pylist(), dtype=np.float64)
+    flagged = np.array(table["flagged"].to_pylist(), dtype=bool)
+    parts = {"flagged": shares[flagged], "unflagged": shares[~flagged]}
+    return {name: None if np.isnan(part).all() else float(np.nanmean(part)) for name, part in parts.items()}
 
 
 def _edits(run: Run) -> dict[str, Any]:
@@ -146,6 +158,9 @@ def _arms(run: Run) -> dict[str, Any]:
             "ci": list(interval.ci),
             "seeds": len(sound),
         }
+        errors = [error for row in sound if (error := row.get("mean_absolute_error")) is not None]
+        if len(errors) == len(sound):  # the classes are ordered
+            arms[name]["mean_absolute_error"] = float(np.mean(errors))
     return arms
 
 

@@ -87,6 +87,20 @@ class Workspace:
         """Labels of the training samples as annotated, int64 (N,)."""
         return torch.from_numpy(self.dataset.labels[self.rows])
 
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """What the classifiers learn in the place of the labels: shares of the classes (N, K), or None."""
+        votes = self.dataset.votes
+        if self.config.classifier.targets == "label" or votes is None:
+            return None
+        return torch.from_numpy(votes.shares(self.dataset.labels)[self.rows])
+
+    @cached_property
+    def agreement(self) -> npt.NDArray[np.float64] | None:
+        """Share of the votes that are for the label, (N,), NaN where there are none; None without votes."""
+        votes = self.dataset.votes
+        return None if votes is None else votes.agreement(self.dataset.labels)[self.rows]
+
     def rows_of(self, ids: Sequence[str]) -> Ints:
         """Positions of samples among the training samples."""
         position = {id_: row for row, id_ in enumerate(self.ids.tolist())}
@@ -133,4 +147,13 @@ class Workspace:
         """What every stage read: part of all keys."""
         data = self.dataset
         persons = None if self.identities is None else self.identities.tolist()
-        return [data.fingerprint, data.image_size, data.channels, data.icc, stage_key(persons), self.seed]
+        learned = [] if self.targets is None else [stage_key(self.targets.tolist())]
+        return [
+            data.fingerprint,
+            data.image_size,
+            data.channels,
+            data.icc,
+            stage_key(persons),
+            self.seed,
+            *learned,
+        ]

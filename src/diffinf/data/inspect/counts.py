@@ -33,6 +33,27 @@ def count_rows(dataset: FaceDataset) -> dict[str, Any]:
     }
 
 
+def count_votes(dataset: FaceDataset) -> dict[str, Any] | None:
+    """How far annotators agree with the labels, over all and by class; None where there are no votes."""
+    if dataset.votes is None:
+        return None
+    agreement, known = dataset.votes.agreement(dataset.labels), dataset.votes.known
+    own = dataset.votes.counts[np.arange(len(dataset)), dataset.labels]
+    outvoted = known & (own < np.maximum(dataset.votes.counts.max(axis=1), dataset.votes.others))
+    by_class = {
+        name: float(agreement[rows].mean())
+        for code, name in enumerate(dataset.class_names)
+        if (rows := known & (dataset.labels == code)).any()
+    }
+    return {
+        "n": int(known.sum()),
+        "without": int((~known).sum()),
+        "agreement": float(agreement[known].mean()) if known.any() else None,
+        "outvoted": int(outvoted.sum()),
+        "by_class": by_class,
+    }
+
+
 def _by_split(
     values: Sequence[str], splits: Sequence[str], names: Sequence[str]
 ) -> dict[str, dict[str, int]]:

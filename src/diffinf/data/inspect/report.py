@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffinf.data.dataset import FaceDataset
-from diffinf.data.inspect.counts import class_of, count_images, count_people, count_rows
+from diffinf.data.inspect.counts import class_of, count_images, count_people, count_rows, count_votes
 from diffinf.data.inspect.duplicates import (
     MIN_CORRELATION,
     NearPairs,
@@ -69,6 +69,7 @@ def inspect_dataset(
         "duplicates": {level: _described(dataset, groups[level]) for level in LEVELS}
         | {"near_pairs": _pairs(dataset, near), "near_complete": near.complete},
         "people": count_people(dataset),
+        "votes": count_votes(dataset),
         "quarantine": [asdict(entry) for entry in dataset.quarantine],
         "notes": list(dataset.notes),
     }

@@ -15,6 +15,7 @@ from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
+    from diffinf.data.readers.votes import Ballots
 
 NewText = Callable[[str], str]  # what a source writes for a new class where it wrote the old text
 ID_COLUMN = "id"
@@ -161,6 +162,7 @@ class Records:
         split_keys: what the hash split goes by where there is no identity.
         places: where a row is, for messages ("row 3 of faces.csv").
         groups: name -> a value a row, None where it is missing.
+        ballots: votes of several annotators, where the configuration names some.
         carried: name -> array of N rows that no training reads.
         faults: position -> why the sample cannot be used; it is quarantined without a look at its image.
         ordered: `class_names` rise along a scale.
@@ -177,6 +179,7 @@ class Records:
     split_keys: Sequence[str]
     places: Sequence[str]
     groups: dict[str, list[str | None]] = field(default_factory=dict)
+    ballots: Ballots | None = None
     carried: dict[str, Any] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
     ordered: bool = False

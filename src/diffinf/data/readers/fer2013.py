@@ -6,6 +6,7 @@ Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from diffinf.data.readers.base import Records
 from diffinf.data.readers.formats import read_columns, read_schema
 from diffinf.data.readers.lists import ListFile, annotation_file
 from diffinf.data.readers.tables import TableLayout, read_table
+from diffinf.data.readers.votes import Ballots
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ VOTES = (
     "unknown",
     "NF",
 )
+_CARRIED = "ferplus_votes"
 CODES = {
     "0": "Angry",
     "1": "Disgust",
@@ -45,6 +48,9 @@ CODES = {
     "5": "Surprise",
     "6": "Neutral",
 }
+
+
+_FERPLUS = {"Angry": 4, "Disgust": 5, "Fear": 6, "Happy": 1, "Sad": 3, "Surprise": 2, "Neutral": 0}
 
 
 def detect(path: Path) -> bool:
@@ -58,7 +64,8 @@ def read(path: Path, config: DataConfig) -> Records:
     """Read the expressions; ids are row numbers, splits come from Usage.
 
     Votes of FER+ in a file fer2013new.csv in the same folder, row by row, are carried as "ferplus_votes": (N, 10) in
-    the order of `VOTES`. No training reads them.
+    the order of `VOTES`. No training reads them unless `config.votes` is ferplus_votes: then those for contempt, for
+    an expression that does not occur, or for none count as votes for no class.
 
     Raises:
         UserError: columns that are not there, votes for other rows.
@@ -76,12 +83,25 @@ def read(path: Path, config: DataConfig) -> Records:
     if missing:
         raise UserError(f"{file}: no column {missing[0]!r}; expected emotion, pixels and Usage")
     layout = TableLayout(name="fer2013", columns=columns, codes=CODES)
-    records = read_table(file, [file], config, layout)
+    by_ferplus = config.votes == [_CARRIED]
+    records = read_table(
+        file, [file], config.model_copy(update={"votes": []}) if by_ferplus else config, layout
+    )
     votes = annotation_file(file.parent, _VOTES)
+    if by_ferplus and votes is None:
+        raise UserError(f"{file.parent}: no {_VOTES}; expected it for data.votes={_CARRIED}")
     if votes is not None:
-        records.carried["ferplus_votes"] = _votes(votes, records)
+        records.carried[_CARRIED] = _votes(votes, records)
+        if by_ferplus:
+            records.ballots = _ballots(records.carried[_CARRIED], records.class_names or ())
         records.source = replace(records.source, annotations=(ListFile(votes, _row),))
     return records
+
+
+def _ballots(votes: NDArray[np.int64], class_names: Sequence[str]) -> Ballots:
+    columns = [_FERPLUS[name] for name in class_names]
+    counts = votes[:, columns]
+    return Ballots(counts=counts.tolist(), others=(votes.sum(1) - counts.sum(1)).tolist())
 
 
 def _row(number: int, _line: str) -> int | None:

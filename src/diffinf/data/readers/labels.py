@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -69,11 +70,13 @@ def bin_of(text: str, edges: Sequence[float]) -> int:
 def spelling_variants(labels: Sequence[str | None]) -> list[dict[str, int]]:
     """Classes written in several ways ("Happiness", "happiness "): spelling -> count, most frequent first.
 
-    Case, blanks at the ends, and whether words are joined by blanks, "_" or "-" make no difference.
+    Case, blanks at the ends, how Unicode writes a letter, and whether words are joined by blanks, "_" or "-" make no
+    difference.
     """
     counts = Counter(label for label in labels if label is not None)
     families: dict[str, dict[str, int]] = {}
     for spelling, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        key = re.sub(r"(?<=\w)[\s_-]+(?=[^\W\d])", " ", spelling.strip()).casefold()
+        plain = unicodedata.normalize("NFKC", spelling).strip()
+        key = re.sub(r"(?<=\w)[\s_-]+(?=[^\W\d])", " ", plain).casefold()
         families.setdefault(key, {})[spelling] = count
     return [family for family in families.values() if len(family) > 1]

@@ -25,6 +25,7 @@ from diffinf.data.readers.embedded import EmbeddedStore
 from diffinf.data.readers.formats import ARROW, SUFFIXES
 from diffinf.data.readers.labels import LabelCoding
 from diffinf.data.readers.pixels import PixelStore, is_pixel_text
+from diffinf.data.readers.votes import read_ballots
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def read_table(
         split_keys=ids,
         places=places,
         groups={name: texts(name, fractions=True) for name in config.groups},
+        ballots=read_ballots(str(path), table, config, layout.codes),
         faults=faults,
         ordered=layout.ordered,
         notes=notes,
@@ -271,7 +273,12 @@ def _roles(path: Path, table: ColumnFiles, config: DataConfig, layout: TableLayo
             raise UserError(
                 f"{path}: no column {name!r} for --{role}; the table has {listed}: name one of them"
             )
-    for option, names in (("--truth", config.truth), ("data.groups", config.groups)):
+    for option, names in (
+        ("--truth", config.truth),
+        ("data.groups", config.groups),
+        ("data.votes", config.votes),
+        ("data.annotators", config.annotators),
+    ):
         for name in names:
             if name not in table.names:
                 raise UserError(

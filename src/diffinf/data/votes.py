@@ -1,0 +1,41 @@
+"""Votes of several annotators: whether they agree with the label, and what they say instead of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """Votes for N images and K classes.
+
+    Attributes:
+        counts: float64 (N, K), at least 0: votes, or shares of them, for each class.
+        others: float64 (N,), votes for something that is no class.
+    """
+
+    counts: NDArray[np.float64]
+    others: NDArray[np.float64]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether anybody voted, (N,)."""
+        known: NDArray[np.bool_] = self.counts.sum(1) + self.others > 0
+        return known
+
+    def agreement(self, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Share of the votes that are for the label, (N,) in 0..1; NaN where there are none."""
+        cast = self.counts.sum(1) + self.others
+        own = self.counts[np.arange(len(labels)), labels]
+        agreed: NDArray[np.float64] = np.divide(own, cast, out=np.full(len(labels), np.nan), where=cast > 0)
+        return agreed
+
+    def shares(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Votes as shares of the classes, float32 (N, K); the label alone where no class has a vote."""
+        cast = self.counts.sum(1, keepdims=True)
+        result = np.eye(self.counts.shape[1])[labels]
+        np.divide(self.counts, cast, out=result, where=cast > 0)
+        return result.astype(np.float32)
