@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "progress", "run", "evaluate"},  # files in, a page out
 }
 # What puts the rooms together; in this order too.
-TOP = ("stages", "pipeline", "demo", "estimate", "cli")
+TOP = ("stages", "pipeline", "targets", "demo", "estimate", "cli")
 HEAVY = ("torch", "timm", "diffusers", "datasets", "matplotlib", "sklearn", "pyarrow", "pandas", "scipy")
 
 

@@ -40,6 +40,7 @@ def workspace(tmp_path: Path) -> Any:
         ids=ids,
         labels=torch.from_numpy(labels),
         rows=np.arange(N),
+        agreement=None,
     )
 
 

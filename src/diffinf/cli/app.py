@@ -85,6 +85,13 @@ Bins = Annotated[
         help="Lower edges that cut a number into classes: 0,13,20,40 for ages.", rich_help_panel=DATA_PANEL
     ),
 ]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        help="Several attributes, or columns with labels, with commas between, or all: each is repaired in turn.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 Votes = Annotated[
     list[str] | None,
     typer.Option(

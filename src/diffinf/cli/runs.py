@@ -41,12 +41,14 @@ from diffinf.cli.app import (
     Seed,
     Set,
     Split,
+    Targets,
     Truth,
     Votes,
     app,
 )
 from diffinf.cli.settings import changed_settings, data_settings, given, is_run, own_classifier, run_settings
-from diffinf.cli.show import show, show_costs
+from diffinf.cli.show import show, show_costs, show_targets
+from diffinf.errors import UserError
 
 
 @app.command()
@@ -79,6 +81,7 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
         format_: Format = None,
         image: Image = None,
         label: Label = None,
+        targets: Targets = None,
         root: Root = None,
         id_: Id = None,
         split: Split = None,
@@ -135,6 +138,11 @@ def _dataset_command(until: str, doc: str) -> Callable[..., None]:
             "repair": {"policy": policy},
         }
         settings = run_settings(dataset, given(values), config, set_ or [], preset, from_scratch)
+        if targets is not None:
+            _execute_targets(
+                dataset, settings, targets, until, out, label, fresh=fresh, estimate=estimate, as_json=as_json
+            )
+            return
         path = Path(dataset) if out is None and is_run(dataset) else out
         _execute(settings, until, path, fresh=fresh, estimate=estimate, as_json=as_json)
 
@@ -273,6 +281,28 @@ def predict(
     for row in predictions:
         table.add_row(row["image"], row["label"], f"{row['probabilities'][row['label']]:.3f}")
     Console().print(table)
+
+
+def _execute_targets(
+    dataset: str,
+    config: Any,
+    targets: str,
+    until: str,
+    out: Path | None,
+    label: str | None,
+    *,
+    fresh: bool,
+    estimate: bool,
+    as_json: bool,
+) -> None:
+    """Run the stages for several attributes and print what came out for each."""
+    if is_run(dataset) or label is not None or estimate:
+        raise UserError(
+            "--targets goes with a dataset, and without --label and --estimate (of one: --label NAME --estimate)"
+        )
+    from diffinf.targets import execute_targets
+
+    show_targets(execute_targets(config, targets.split(","), until=until, out=out, fresh=fresh), as_json)
 
 
 def _execute(

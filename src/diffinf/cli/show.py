@@ -42,6 +42,29 @@ def show(run: Any, as_json: bool) -> None:
         console.print(f"report: {run.report}", soft_wrap=True)
 
 
+def show_targets(path: Any, as_json: bool) -> None:
+    """Print what came out for several attributes: their summary as JSON, or a table and the path."""
+    from diffinf.run import read_json
+
+    summary = read_json(path / "summary.json")
+    if as_json:
+        print(json.dumps({"run": str(path), **summary}, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ("flagged", "edited", "kept", "relabelled")
+    table = Table("attribute", *columns)
+    for name, run in summary["targets"].items():
+        table.add_row(name, *("" if run[column] is None else str(run[column]) for column in columns))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{summary['edited_for_several']} of {summary['edited_faces']} edited faces: for several attributes"
+    )
+    console.print(f"directory: {path}", soft_wrap=True)
+
+
 def show_costs(costs: list[dict[str, Any]], as_json: bool) -> None:
     """Print the estimated costs by stage: a table, or JSON."""
     if as_json:

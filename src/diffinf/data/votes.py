@@ -23,15 +23,15 @@ class Votes:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Whether anybody voted, (N,)."""
-        known: NDArray[np.bool_] = self.counts.sum(1) + self.others > 0
-        return known
+        return np.asarray(self.counts.sum(1) + self.others > 0)
 
     def agreement(self, labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """Share of the votes that are for the label, (N,) in 0..1; NaN where there are none."""
         cast = self.counts.sum(1) + self.others
         own = self.counts[np.arange(len(labels)), labels]
-        agreed: NDArray[np.float64] = np.divide(own, cast, out=np.full(len(labels), np.nan), where=cast > 0)
-        return agreed
+        shares = np.full(len(labels), np.nan)
+        np.divide(own, cast, out=shares, where=cast > 0)
+        return shares
 
     def shares(self, labels: NDArray[np.int64]) -> NDArray[np.float32]:
         """Votes as shares of the classes, float32 (N, K); the label alone where no class has a vote."""

@@ -37,7 +37,12 @@ def write_report(run_dir: Path) -> Path:
 
 def render(files: RunFiles) -> str:
     """The page of a run as HTML."""
-    environment = Environment(
+    return environment().get_template("report.html.j2").render(context(files))
+
+
+def environment() -> Environment:
+    """What renders the templates."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # for every template: class names, ids and paths come from the data
         undefined=StrictUndefined,
@@ -45,8 +50,8 @@ def render(files: RunFiles) -> str:
         lstrip_blocks=True,
     )
     filters = (words.count, words.number, words.signed, words.percent, words.span, words.duration)
-    environment.filters.update({function.__name__: function for function in filters})
-    return environment.get_template("report.html.j2").render(context(files))
+    made.filters.update({function.__name__: function for function in filters})
+    return made
 
 
 def context(files: RunFiles) -> dict[str, Any]:

@@ -27,7 +27,16 @@ from diffinf.errors import UserError
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
-__all__ = ["READERS", "SPLITS", "DatasetSource", "ImageStore", "Quarantined", "Records", "read_records"]
+__all__ = [
+    "READERS",
+    "SPLITS",
+    "DatasetSource",
+    "ImageStore",
+    "Quarantined",
+    "Records",
+    "attribute_names",
+    "read_records",
+]
 
 
 class Reader(Protocol):
@@ -64,12 +73,25 @@ def read_records(path: Path | str, config: DataConfig) -> Records:
     """
     if is_url(path):
         return read_remote(str(path), config)
-    path = Path(path)
+    return _reader(Path(path), config).read(Path(path), config)
+
+
+def attribute_names(path: Path | str, config: DataConfig) -> tuple[str, ...]:
+    """The attributes that the layout of a dataset on disk lists, each of which may be the label; none of tables.
+
+    Raises:
+        UserError: as `read_records`.
+    """
+    listed = getattr(_reader(Path(path), config), "attributes", None)
+    return () if listed is None else tuple(listed(Path(path)))
+
+
+def _reader(path: Path, config: DataConfig) -> Reader:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected class folders or a table")
     if config.format != "auto":
-        return READERS[config.format].read(path, config)
+        return READERS[config.format]
     for reader in READERS.values():
         if reader.detect(path):
-            return reader.read(path, config)
+            return reader
     raise UserError(f"{path}: not a known kind of file; expected {', '.join(SUFFIXES)} or a folder")

@@ -44,6 +44,11 @@ def detect(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in _names("list_attr_celeba"))
 
 
+def attributes(path: Path) -> list[str]:
+    """The names of the attributes that are listed."""
+    return _table(_attribute_file(path))[0]
+
+
 def read(path: Path, config: DataConfig) -> Records:
     """Read one attribute as two classes, "not Smiling" and "Smiling".
 
@@ -54,14 +59,12 @@ def read(path: Path, config: DataConfig) -> Records:
         UserError: an attribute that is not there, a line of the wrong length, a row without a partition.
     """
     root = path.resolve()
-    attributes = annotation_file(root, *_names("list_attr_celeba"))
-    if attributes is None:
-        raise UserError(f"{path}: no list_attr_celeba.txt; expected the list of CelebA's attributes")
-    names, rows = _table(attributes)
-    label, groups = _columns(attributes, names, config)
+    listing = _attribute_file(path)
+    names, rows = _table(listing)
+    label, groups = _columns(listing, names, config)
     ids = [row[0] for _, row in rows]
     folder = first_of(root, _IMAGES, ids[0])
-    relative = [listed_name(attributes, number, root, folder, row[0]) for number, row in rows]
+    relative = [listed_name(listing, number, root, folder, row[0]) for number, row in rows]
     partition, people, *others = (annotation_file(root, *_names(stem)) for stem in _LISTS)
     position = by_first_word({sample: number for number, sample in enumerate(ids)})
     lists = [ListFile(file, position) for file in (partition, people, *others) if file is not None]
@@ -72,7 +75,7 @@ def read(path: Path, config: DataConfig) -> Records:
             layout="celeba",
             root=root,
             rows=len(ids),
-            annotations=(ListFile(attributes, position, partial(replace_word, label)), *lists),
+            annotations=(ListFile(listing, position, partial(replace_word, label)), *lists),
             coding=LabelCoding(codes={config.label: "1", f"not {config.label}": "-1"}),
         ),
         images=FileStore(root, relative, max_pixels=config.max_pixels),
@@ -82,9 +85,16 @@ def read(path: Path, config: DataConfig) -> Records:
         splits=None if partition is None else _splits(partition, ids),
         identities=None if people is None else [known.get(sample) for sample in ids],
         split_keys=ids,
-        places=[f"line {number} of {attributes}" for number, _ in rows],
+        places=[f"line {number} of {listing}" for number, _ in rows],
         groups={name: [_class(name, row[at]) for _, row in rows] for name, at in groups.items()},
     )
+
+
+def _attribute_file(path: Path) -> Path:
+    found = annotation_file(path.resolve(), *_names("list_attr_celeba"))
+    if found is None:
+        raise UserError(f"{path}: no list_attr_celeba.txt; expected the list of CelebA's attributes")
+    return found
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -65,9 +65,14 @@ def _person(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _read_attributes(root: Path, config: DataConfig) -> Records:
-    file = annotation_file(root, _ATTRIBUTES)
-    assert file is not None
+def attributes(path: Path) -> list[str]:
+    """The names of the attributes that are listed; none in class folders."""
+    file = annotation_file(path.resolve(), _ATTRIBUTES)
+    return [] if file is None else _attribute_rows(file)[0]
+
+
+def _attribute_rows(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Names of the attributes, and (line, [person, number, scores ...]) of each row."""
     names: list[str] = []
     rows: list[tuple[int, list[str]]] = []
     for number, line in enumerate(read_lines(file), 1):
@@ -81,13 +86,20 @@ def _read_attributes(root: Path, config: DataConfig) -> Records:
                     " scores, separated by tabs"
                 )
             rows.append((number, cells))
+    if not rows:
+        raise UserError(f"{file}: no rows; expected one an image")
+    return names, rows
+
+
+def _read_attributes(root: Path, config: DataConfig) -> Records:
+    file = annotation_file(root, _ATTRIBUTES)
+    assert file is not None
+    names, rows = _attribute_rows(file)
     for option, wanted in (("--label", config.label), *(("data.groups", name) for name in config.groups)):
         if wanted not in names:
             raise UserError(
                 f"{file}: no attribute {wanted!r} for {option}; expected one of {', '.join(names)}"
             )
-    if not rows:
-        raise UserError(f"{file}: no rows; expected one an image")
     files = [_image(cells) for _, cells in rows]
     folder = first_of(root, _IMAGES, files[0])
     label = names.index(config.label) + 2
