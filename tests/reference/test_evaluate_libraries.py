@@ -54,13 +54,15 @@ def test_measures_match_torchmetrics(sample):
 def test_bootstrap_matches_scikit_learn_on_the_same_resamples():
     generator = np.random.default_rng(2)
     labels, logits = generator.integers(0, 3, 60), generator.normal(size=(1, 60, 3))
-    from diffinf.evaluate.gain import _checked, _resampled
-    from diffinf.evaluate.intervals import resampled_rows
+    from diffinf.evaluate.resampling import confusions, draws, from_confusion
 
-    truth, arms = _checked(labels, logits)
-    _, draws = _resampled(arms, truth, "balanced_accuracy", None, 1, 9)
-    rows = next(resampled_rows(truth, 1, np.random.default_rng([9, 0x6A12])))
-    assert draws[0, 0] == pytest.approx(balanced_accuracy_score(labels[rows], logits[0].argmax(1)[rows]))
+    seeds, rows = next(draws(labels, 1, 1, 9))
+    predictions = logits[0].argmax(1)[rows]
+    assert seeds.tolist() == [0] and np.bincount(labels[rows]).tolist() == np.bincount(labels).tolist()
+    confusion = confusions(predictions[None], labels[rows], 3)
+    assert from_confusion(confusion, "balanced_accuracy", np.arange(3)) == pytest.approx(
+        balanced_accuracy_score(labels[rows], predictions)
+    )
 
 
 def test_detection_matches_scikit_learn_and_torchmetrics():
