@@ -40,7 +40,7 @@ def settings(options: argparse.Namespace, faces: Path) -> RunConfig:
     if options.rendered:
         values["data"]["identity"] = "identity"
         values["autoencoder"] = {"weights": "rendered"}
-        values["repair"] = RENDERED_REPAIR
+        values["repair"] = {} if name == "tiny" else RENDERED_REPAIR
     elif name != "tiny":
         values["autoencoder"] = {"steps": 3000, "guide_steps": 3000}
     if name != "tiny":
