@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from diffinf.classify.model import load_classifier, save_classifier
 from diffinf.cli import main
 from diffinf.data.rendered.write import render_dataset
+from diffinf.generate.folder import IMAGES, TABLE
 from diffinf.stages import judging
 from diffinf.stages.oracle import RECORD
 from faces import png
@@ -116,6 +120,17 @@ def test_a_saved_oracle_gives_the_same_and_right_classes_pass(
     assert shown == figures(tmp_path / "good") and shown["rca"]["estimate"] > 0.9
     assert not shown["oracle"]["trained_here"] and shown["warnings"] != []  # such classes are too easy
     assert "too easy" in shown["warnings"][0]
+
+
+def test_what_generate_wrote_is_taken_by_its_folders(
+    oracle: Path, places: dict[str, Path], tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    shutil.copytree(places["good"], made / IMAGES)
+    pq.write_table(pa.table({"file": ["images/ann/00.png"], "context_id": ["ann"]}), made / TABLE)
+    out = tmp_path / "out"
+    assert rca("--generated", made, "--real", places["real"], "--oracle", oracle, "--out", out) == 0
+    assert figures(out)["rca"]["estimate"] > 0.8
 
 
 def test_an_oracle_that_has_seen_the_real_images_is_refused(

@@ -326,7 +326,7 @@ def _execute(
     if changes:
         typer.echo(
             f"{path}: other settings than last time; stages that depend on them run again, and those after them. "
-            f"To go on with the old ones, give the run instead of the dataset: diffinf run {path}\n  "
+            f"To go on with the old ones, leave these settings out and give the run itself: diffinf run {path}\n  "
             + "\n  ".join(changes),
             err=True,
         )

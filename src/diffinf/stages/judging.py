@@ -16,6 +16,7 @@ from diffinf.data import FaceDataset, check_output, open_dataset
 from diffinf.data.inspect.sheet import Tile, picture_sheet, tiles_of
 from diffinf.errors import UserError
 from diffinf.evaluate.rca import RelativeClassificationAccuracy, relative_classification_accuracy
+from diffinf.generate.folder import IMAGES, TABLE
 from diffinf.report.confusions import MatrixPair, draw_confusions
 from diffinf.run import atomic_path, make_directory, write_json
 from diffinf.stages.oracle import Lesson, Oracle, digests_of, load_oracle, make_lesson, train_oracle
@@ -113,6 +114,10 @@ def measure_rca(
         )
     data = _classes_across_splits(config.data)
     real, rows = _real(config, data, real_split, trains=train is None and oracle is None)
+    if (
+        generated / TABLE
+    ).exists():  # what `generate` wrote: its table says what was asked for, its folders too
+        generated = generated / IMAGES
     made = open_dataset(generated, generated_data or DataConfig(), seed=config.seed, to_measure=True)
     for dataset in (real, made):
         check_output(dataset, out)
