@@ -212,7 +212,9 @@ def test_bad_input_is_named(
 ) -> None:
     (tmp_path / "empty").mkdir()
     real = ("--real", places["real"], "--oracle", oracle, "--device", "cpu", "--out", tmp_path / "out")
+    nobody = ("--real", places["real"], "--oracle", tmp_path / "nobody", "--device", "cpu")
     for arguments, words in (
+        (("--generated", places["good"], *nobody), "nobody: no such folder; expected a saved classifier"),
         (("--generated", tmp_path / "empty", *real), "empty: no images found"),
         (("--generated", tmp_path / "none", *real), "none: no such"),
         (("--generated", places["good"], *real, "--train", places["real"]), "give one of them"),

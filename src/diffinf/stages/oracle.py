@@ -161,8 +161,13 @@ def load_oracle(directory: Path, device: torch.device) -> Oracle:
     """Read a saved classifier, and what it was trained on if oracle.json beside it is of this very model.
 
     Raises:
-        UserError: it is no saved classifier, has no class names, or oracle.json is damaged.
+        UserError: it is no folder or no saved classifier, has no class names, or oracle.json is damaged.
     """
+    if not directory.is_dir():
+        raise UserError(
+            f"--oracle {directory}: no such folder; expected a saved classifier, such as OUT/oracle of an earlier "
+            "`diffinf evaluate rca`, or leave --oracle out to train one"
+        )
     model, spec = load_classifier(directory, device)
     if not spec.class_names:
         raise UserError(
