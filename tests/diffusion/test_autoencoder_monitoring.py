@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from diffinf.config import AutoencoderConfig, make_config, preset
 from diffinf.diffusion import monitor, train
-from diffinf.diffusion.monitor import BANDS, TrainingWarning, held_out, monitoring_evaluations
+from diffinf.diffusion.monitor import monitoring_evaluations
 from diffinf.diffusion.networks import Denoiser
 from diffinf.errors import UserError
 from diffinf.training.loop import DivergedError, batch_indices, fit
+from diffinf.training.monitor import BANDS, TrainingWarning, held_out
 from diffusion import training_process
 from diffusion.tiny_autoencoder import weights
 from diffusion.training_process import CONFIG, N
@@ -37,7 +38,7 @@ def settings(**changes: Any) -> AutoencoderConfig:
 def few_looks() -> Iterator[None]:
     """Ask each held-out image at two levels a check, not at ten: seconds that prove nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "_LOOKS", 64)
+        patch.setattr("diffinf.training.monitor._LOOKS", 64)
         yield
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from diffinf.diffusion.monitor import TrainingWarning
 from diffinf.errors import UserError
 from diffinf.generate import random_contexts
 from diffinf.generate.model import ContextGenerator, create_generator
 from diffinf.generate.sample import Sampling, image_seed, sample_images
 from diffinf.generate.train import CHECKPOINT, Material, draw_batch, train_generator
+from diffinf.training.monitor import TrainingWarning
 from generate.tiny_generator import make_generator, pictures, settings
 
 CPU = torch.device("cpu")

@@ -70,8 +70,6 @@ def train_generator(
         split=split,
         identity=identity,
         limit=limit,
-        bins=None,
-        group=None,
     )
     values = {"seed": seed, "device": device, "data": data, "generator": {"condition": condition}}
     settings = run_settings(dataset, given(values), config, set_ or [], preset, from_scratch=False)

@@ -17,8 +17,8 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 def data_settings(
     *,
     root: Path | None,
-    bins: str | None,
-    group: list[str] | None,
+    bins: str | None = None,
+    group: list[str] | None = None,
     order: str | None = None,
     votes: list[str] | None = None,
     annotator: list[str] | None = None,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,44 +21,15 @@ from diffinf.training.health import (
     code_findings,
     diverged,
     latent_findings,
-    loss_findings,
     use_findings,
 )
 from diffinf.training.loop import DivergedError, step_generator
+from diffinf.training.monitor import BANDS, SHEETS, Tell, TrainingMonitor, check_count, held_out, repeats
 from diffinf.training.sheets import write_sheet
 
-SHEETS = "sheets"  # folder below the autoencoder's
-BANDS = 5  # of noise levels, each of the same width
-CHECKS = 8  # times the held-out images are looked at, fewer in short trainings
-_LOOKS = (
-    320  # evaluations of held-out images at a check, about; with few images each is asked at several levels
-)
-_LEAST, _MOST, _LARGEST_SHARE = 32, 512, 0.1
 _FACES, _EDITED_FACES, _CLASSES = 16, 8, 8  # on the sheets
 _DECODE_STEPS = 8
 _CHUNK = 32  # images at once, at least: without gradients they take little room
-
-Tell = Callable[..., Any]  # called with an event's name and its fields
-
-
-class TrainingWarning(UserWarning):
-    """An early sign that a training is broken."""
-
-
-def held_out(n: int, share: float, seed: int) -> Tensor:
-    """Return the indices of the images that are held out of n, ascending, int64.
-
-    At least 32 and at most 512; none where 32 would be more than a tenth of all, or where `share` is 0.
-    """
-    count = max(_LEAST, min(_MOST, round(share * n)))
-    if share == 0 or count > max(round(share * n), int(_LARGEST_SHARE * n)):
-        return torch.empty(0, dtype=torch.int64)
-    return torch.randperm(n, generator=step_generator(seed, "held out", 0))[:count].sort().values
-
-
-def repeats(count: int) -> int:
-    """How many noise levels each of `count` held-out images is asked at in one check."""
-    return max(1, round(_LOOKS / count))
 
 
 def monitoring_evaluations(config: AutoencoderConfig, n: int, classes: int) -> int:
@@ -72,24 +41,15 @@ def monitoring_evaluations(config: AutoencoderConfig, n: int, classes: int) -> i
     return checks + config.sheets * sheet
 
 
-def check_count(steps: int) -> int:
-    """How often the held-out images are looked at."""
-    return max(2, min(CHECKS, steps // 100))
-
-
-def moments(steps: int, count: int) -> set[int]:
-    """Return `count` steps, evenly spaced, the last among them."""
-    return {max(1, round(steps * (k + 1) / count)) for k in range(count)}
-
-
-class Monitor:
-    """Watches one training; its state is saved with the training's, so that a killed one has the same record.
+class Monitor(TrainingMonitor):
+    """Watches the training of an autoencoder.
 
     Attributes:
         validation: one dict a check: step, v (held-out error, 1 where nothing is predicted), bands (v by noise level,
             shallow to deep), shuffled (v with other images' codes), code_std.
-        warnings: findings in words, each kind once, with the step.
     """
+
+    what, section, losses = "diffusion autoencoder", "autoencoder", ("v", "loss")
 
     def __init__(
         self,
@@ -119,64 +79,28 @@ class Monitor:
             directory: where the folder of sheets goes.
             tell: hears of checks, sheets and warnings.
         """
-        self.model, self.config, self.acceleration = model, config, acceleration
+        super().__init__(
+            acceleration, steps=config.steps, sheets=config.sheets, checked=bool(len(held)), tell=tell
+        )
+        self.model, self.config = model, config
         self.encoder: SemanticEncoder = model.encoder
         self.denoiser: Denoiser = model.denoiser
-        self.seed, self.directory, self.tell = seed, directory, tell or (lambda *_, **__: None)
+        self.seed, self.directory = seed, directory
         shown = held if len(held) else torch.arange(0, len(images), max(1, len(images) // _FACES))
         self.faces = images[shown[:_FACES]]
         self.face_latents = latents[shown[:_FACES]]
         self.face_shares = shares[shown[:_FACES]]
         self.latents, self.shares = latents[held], shares[held]
-        self.checks = moments(config.steps, check_count(config.steps)) if len(held) else set()
-        self.sheets = moments(config.steps, config.sheets) if config.sheets else set()
         self.chunk = max(_CHUNK, config.batch_size)
-        self.interval = max(1, min(50, config.steps // 8))
-        self.window: list[dict[str, float]] = []
-        self.history: list[dict[str, float]] = []
-        self.validation: list[dict[str, Any]] = []
-        self.warnings: list[dict[str, Any]] = []
-        self.first_findings = latent_findings(float(latents.mean()), float(latents.std()))
+        self.latent_moments = float(latents.mean()), float(latents.std())
 
     def watch(self, averaged: nn.ModuleDict) -> None:
         """Look at averaged weights, a module with `encoder` and `denoiser`, from now on."""
         self.encoder = cast(SemanticEncoder, averaged["encoder"])
         self.denoiser = cast(Denoiser, averaged["denoiser"])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the record so far."""
-        return {name: getattr(self, name) for name in ("window", "history", "validation", "warnings")}
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take up a record."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
-
-    def after(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Hear of the losses of the `step`-th step, and look where it is time to."""
-        if step == 1:
-            self._warn(step, self.first_findings)
-        self.window.append(dict(scalars))
-        if step % self.interval == 0 or step == self.config.steps:
-            means = {
-                name: sum(entry[name] for entry in self.window) / len(self.window) for name in self.window[0]
-            }
-            self.window = []
-            self.history.append({"step": float(step), **means})
-            self.acceleration.log(means, step)
-            for name in ("v", "loss"):
-                self._warn(step, loss_findings(self.history, name, "autoencoder.learning_rate"))
-        if step in self.checks:
-            self._check(step)
-        if step in self.sheets:
-            self._write_sheets(step)
-
-    def _warn(self, step: int, findings: list[Finding]) -> None:
-        for kind, text in findings:
-            if all(known["kind"] != kind for known in self.warnings):
-                self.warnings.append({"step": step, "kind": kind, "text": text})
-                self.tell("warning", step=step, kind=kind, text=text)
-                warnings.warn(f"diffusion autoencoder, step {step}: {text}", TrainingWarning, stacklevel=2)
+    def _first_findings(self) -> list[Finding]:
+        return latent_findings(*self.latent_moments)
 
     def _check(self, step: int) -> None:
         found = {"step": step, **self._held_out_errors()}

@@ -16,7 +16,7 @@ from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
-from diffinf.diffusion.monitor import Monitor, Tell, held_out
+from diffinf.diffusion.monitor import Monitor
 from diffinf.diffusion.objective import Material, Objective, Views, draw_batch
 from diffinf.diffusion.prior import PRIOR_CHECKPOINT, train_prior
 from diffinf.diffusion.spec import AutoencoderSpec
@@ -24,6 +24,7 @@ from diffinf.run import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
+from diffinf.training.monitor import Tell, held_out
 
 SHARED = ("first_stage", "encoder", "denoiser")  # what every process trains with
 CHECKPOINT = "training.checkpoint"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,14 +10,14 @@ import torch
 from torch import Tensor
 
 from diffinf.config import GeneratorConfig
-from diffinf.diffusion.monitor import BANDS, SHEETS, Tell, TrainingWarning, check_count, moments, repeats
 from diffinf.diffusion.objective import noised
 from diffinf.generate.model import ContextDenoiser, ContextGenerator
 from diffinf.generate.sample import Sampling, denoise, draw_noise
 from diffinf.progress import note
 from diffinf.training.acceleration import Acceleration
-from diffinf.training.health import IGNORED, STUCK_STEPS, Finding, diverged, latent_findings, loss_findings
+from diffinf.training.health import IGNORED, STUCK_STEPS, Finding, diverged, latent_findings
 from diffinf.training.loop import DivergedError, step_generator, step_seed
+from diffinf.training.monitor import BANDS, SHEETS, Tell, TrainingMonitor, repeats
 from diffinf.training.sheets import write_sheet
 
 _FACES, _ROWS, _STEPS, _CHUNK = 8, 4, 10, 64
@@ -36,14 +34,15 @@ class Shown(Protocol):
         """Return the contexts (B, D) of the images at `rows` (B,)."""
 
 
-class GeneratorMonitor:
-    """Watches one training; its state is saved with the training's.
+class GeneratorMonitor(TrainingMonitor):
+    """Watches the training of a generator.
 
     Attributes:
         validation: one dict a check: step, loss (held-out mean squared error), bands (by noise level, shallow to
             deep), shuffled (loss under other images' contexts).
-        warnings: findings in words, each kind once, with the step.
     """
+
+    what, section, losses = "generator", "generator", ("loss",)
 
     def __init__(
         self,
@@ -69,59 +68,26 @@ class GeneratorMonitor:
             directory: where the folder of sheets goes.
             tell: hears of checks, sheets and warnings.
         """
-        self.model, self.config, self.acceleration = model, config, acceleration
+        super().__init__(
+            acceleration, steps=config.steps, sheets=config.sheets, checked=bool(len(held)), tell=tell
+        )
+        self.model, self.config = model, config
         self.denoiser: ContextDenoiser = model.denoiser
         self.material: Shown | None = None
-        self.seed, self.directory, self.tell = seed, directory, tell or (lambda *_, **__: None)
+        self.seed, self.directory = seed, directory
         self.held = held
         spread = torch.arange(0, len(images), max(1, len(images) // _FACES))
         self.shown = (held if len(held) else spread)[:_FACES]
         self.faces = images[self.shown]
-        self.checks = moments(config.steps, check_count(config.steps)) if len(held) else set()
-        self.sheets = moments(config.steps, config.sheets) if config.sheets else set()
-        self.interval = max(1, min(50, config.steps // 8))
-        self.window: list[float] = []
-        self.history: list[dict[str, float]] = []
-        self.validation: list[dict[str, Any]] = []
-        self.warnings: list[dict[str, Any]] = []
 
     def watch(self, denoiser: ContextDenoiser, material: Shown) -> None:
         """Look at averaged weights from now on, on `material`."""
         self.denoiser, self.material = denoiser, material
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the record so far."""
-        return {name: getattr(self, name) for name in ("window", "history", "validation", "warnings")}
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take up a record."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
-
-    def after(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Hear of the loss of the `step`-th step, and look where it is time to."""
+    def _first_findings(self) -> list[Finding]:
         assert self.material is not None
-        if step == 1:
-            latents = self.material.views[0]
-            self._warn(step, latent_findings(float(latents.mean()), float(latents.std())))
-        self.window.append(scalars["loss"])
-        if step % self.interval == 0 or step == self.config.steps:
-            mean = sum(self.window) / len(self.window)
-            self.window = []
-            self.history.append({"step": float(step), "loss": mean})
-            self.acceleration.log({"loss": mean}, step)
-            self._warn(step, loss_findings(self.history, "loss", "generator.learning_rate"))
-        if step in self.checks:
-            self._check(step)
-        if step in self.sheets:
-            self._write_sheet(step)
-
-    def _warn(self, step: int, findings: list[Finding]) -> None:
-        for kind, text in findings:
-            if all(known["kind"] != kind for known in self.warnings):
-                self.warnings.append({"step": step, "kind": kind, "text": text})
-                self.tell("warning", step=step, kind=kind, text=text)
-                warnings.warn(f"generator, step {step}: {text}", TrainingWarning, stacklevel=2)
+        latents = self.material.views[0]
+        return latent_findings(float(latents.mean()), float(latents.std()))
 
     def _check(self, step: int) -> None:
         found = {"step": step, **self._held_out_losses()}
@@ -186,7 +152,7 @@ class GeneratorMonitor:
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _write_sheet(self, step: int) -> None:
+    def _write_sheets(self, step: int) -> None:
         """Write faces over rows of samples under the contexts of these faces."""
         assert self.material is not None
         embedded = self.denoiser.embed(self.material.contexts(self.shown, self.denoiser))

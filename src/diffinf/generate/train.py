@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from diffinf.classify.model import seeded
 from diffinf.config import GeneratorConfig
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
-from diffinf.diffusion.monitor import Tell, held_out
 from diffinf.diffusion.objective import noised
 from diffinf.errors import UserError
 from diffinf.generate.contexts import unit_contexts
@@ -24,6 +23,7 @@ from diffinf.run import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.monitor import Tell, held_out
 
 CHECKPOINT = "training.checkpoint"
 
