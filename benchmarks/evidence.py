@@ -32,7 +32,8 @@ from evidence_results import choose, results
 from evidence_show import draw_arms, show
 from evidence_studies import STUDIES, run_study, show_study
 from evidence_training import GRID, KNOBS_FILE, Budget, best_knobs, read_knobs, train_arms, tune
-from fer_noise import SPARSE, hardware, shareable
+from fer_data import SPARSE
+from fer_noise import hardware, shareable
 from repair_run import dataset, settings
 
 WITH_BEST = "diffinf+best"  # diffinf with the robust loss that is best on validation

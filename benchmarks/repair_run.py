@@ -13,7 +13,7 @@ from diffinf.data.rendered.write import FILE_NAME, render_dataset
 from diffinf.demo import RENDERED_REPAIR
 from diffinf.run import file_sha256
 from diffinf.stages.workspace import Workspace, default_preset
-from fer_noise import prepare
+from fer_data import prepare
 
 FER_ROWS = 8000
 

@@ -37,7 +37,8 @@ from diffinf.influence.rivals import margin, self_confidence
 from diffinf.pipeline import repair_dataset
 from diffinf.run import Run, read_class_names, read_json, read_table, write_json
 from diffinf.stages.scores import RIVALS
-from fer_noise import hardware, prepare
+from fer_data import prepare
+from fer_noise import hardware
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -24,7 +24,11 @@ from diffinf.config import DataConfig, make_config
 from diffinf.data.dataset import open_dataset
 from diffinf.run import Run, save_tensors, write_json, write_table
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import fer_data
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fer_noise.py"
+
 USAGES = ("Training", "PublicTest", "PrivateTest")
 
 
@@ -46,7 +50,7 @@ def originals(folder: Path, *, n: int = 330, swap: bool = False) -> tuple[Path, 
     Every third row is labelled otherwise than the votes say, every eleventh has no clear truth.
     """
     rng = np.random.default_rng(0)
-    faces, judged, named = [["emotion", "pixels", "Usage"]], [["Usage", "Image name", *fer.VOTES]], 0
+    faces, judged, named = [["emotion", "pixels", "Usage"]], [["Usage", "Image name", *fer_data.VOTES]], 0
     pictures = rng.integers(0, 256, (n, 48 * 48), dtype=np.uint8)
     pictures[9] = pictures[2]
     for row in range(n):
@@ -59,7 +63,7 @@ def originals(folder: Path, *, n: int = 330, swap: bool = False) -> tuple[Path, 
         votes[9] = 10 - sum(votes)
         name = "" if row == 5 else f"fer{named:07d}.png"
         named += row != 5
-        code = fer.FER2013_LABELS.index(fer.LABELS[label])
+        code = fer_data.FER2013_LABELS.index(fer.LABELS[label])
         faces.append([str(code), " ".join(map(str, pictures[row])), usage])
         judged.append([USAGES[1] if swap and row == 7 else usage, name, *map(str, votes)])
     paths = folder / "fer2013.csv", folder / "fer2013new.csv"
