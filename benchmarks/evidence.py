@@ -61,6 +61,7 @@ ALL_ARMS = (
     "diffinf",
     "diffinf-edit-or-relabel",
     "diffinf-edit-or-drop",
+    "diffinf-edit-or-resample",
     WITH_BEST,
     "diffinf-paper",
     "clean",
@@ -68,7 +69,7 @@ ALL_ARMS = (
     "oracle-edit",
 )
 STEPS = 1500  # of an arm, unless the run's classifier has fewer
-STUDY_STEPS, STUDY_SEEDS = 400, 3
+STUDY_STEPS, STUDY_SEEDS = 800, 3
 
 
 def repaired(options: argparse.Namespace) -> Run:

@@ -123,7 +123,7 @@ def draw_cases(study: dict[str, Any], target: Path) -> None:
             ends = [below, above]
             axes.errorbar([x for x, _ in held], values, yerr=ends, fmt="o", label=arm, capsize=2)
         axes.set_xticks(range(len(cases)), [case["case"] for case in cases], rotation=20, ha="right")
-        axes.set_ylabel("balanced accuracy")
+        axes.set_ylabel(study["measure"])
         axes.set_title(study["title"], fontsize=10)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize=8, ncols=2)

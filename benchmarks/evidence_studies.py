@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from diffinf.config import PresetName, RunConfig, apply_overrides, make_config
-from diffinf.data.rendered.annotate import NOISES
+from diffinf.data.rendered.tasks import class_names
 from diffinf.data.rendered.write import render_dataset
 from diffinf.demo import RENDERED_REPAIR
 from diffinf.evaluate.measures import arm_measures
 from diffinf.pipeline import execute
-from diffinf.run import Run, read_json, read_table, stage_key, write_json
+from diffinf.run import Run, atomic_path, read_json, read_table, stage_key, write_json
 from evidence_material import run_like, workspace_of
 from evidence_results import RESAMPLES, costs, difference
 from evidence_show import draw_cases, interval
@@ -24,8 +28,9 @@ from evidence_training import Budget, train_arms
 
 # Smaller than bench-1, of the same kind: figures compare within a study.
 FACES: dict[str, Any] = {"n": 3300, "size": 64, "identities": 400, "noise": "confounded", "rate": 0.27}
-RATES = (0.1, 0.25, 0.4)
-SHARES = (0.1, 0.2, 0.3, 0.4)
+SHARES = (0.1, 0.4)
+RARE = "angry"
+KEPT = (1.0, 0.15)  # of the training faces labelled so
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,30 @@ class Case:
         name: as the figure calls it.
         faces: what is rendered otherwise than `FACES`.
         settings: "stage.field=value" of the run, over those of the study's base.
+        kept: share of the training faces labelled `RARE` that stay.
     """
 
     name: str
     faces: dict[str, Any] = field(default_factory=dict)
     settings: tuple[str, ...] = ()
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
 class Study:
-    """Some arms, trained in some cases."""
+    """Some arms, trained in some cases.
+
+    Attributes:
+        title: what is asked.
+        arms: names of arms.
+        cases: where they are trained.
+        recall_of: the class whose recall is the figure; None: balanced accuracy.
+    """
 
     title: str
     arms: tuple[str, ...]
     cases: tuple[Case, ...]
+    recall_of: str | None = None
 
 
 _BASE = (Case("confounded 27 %"),)
@@ -59,17 +74,22 @@ STUDIES: dict[str, Study] = {
         ("baseline", "resample", "diffinf", "oracle-edit"),
         (
             Case("none", {"noise": "none", "rate": 0.0}),
+            *_BASE,
             *(
                 Case(f"{noise} {rate:.0%}", {"noise": noise, "rate": rate})
-                for noise in NOISES[1:]
-                for rate in RATES
+                for noise, rate in (
+                    ("confounded", 0.1),
+                    ("confounded", 0.4),
+                    ("symmetric", 0.27),
+                    ("asymmetric", 0.27),
+                )
             ),
         ),
     ),
     "share": Study(
         "share flagged",
-        ("baseline", "filter", "relabel", "resample", "diffinf", "oracle-edit"),
-        tuple(Case(f"{share:.0%}", settings=(f"influence.share={share}",)) for share in SHARES),
+        ("baseline", "filter", "resample", "diffinf"),
+        (*_BASE, *(Case(f"{share:.0%} flagged", settings=(f"influence.share={share}",)) for share in SHARES)),
     ),
     "policies": Study(
         "edit, relabel, drop, resample: the same flags",
@@ -78,6 +98,7 @@ STUDIES: dict[str, Study] = {
             "diffinf",
             "diffinf-edit-or-relabel",
             "diffinf-edit-or-drop",
+            "diffinf-edit-or-resample",
             "relabel",
             "filter",
             "resample",
@@ -96,6 +117,12 @@ STUDIES: dict[str, Study] = {
     ),
     "paper": Study(
         "self-influence alone and our score", ("baseline", "diffinf-paper", "diffinf", "oracle-edit"), _BASE
+    ),
+    "rare": Study(
+        f"a class that is rare: recall of {RARE}",
+        ("baseline", "filter", "relabel", "resample", "diffinf", "diffinf-edit-or-drop", "oracle-edit"),
+        tuple(Case(f"{share:.3g} of its faces", kept=share) for share in KEPT),
+        recall_of=RARE,
     ),
 }
 
@@ -116,11 +143,15 @@ def run_study(
     cases = []
     for case in study.cases:
         run, place = _repaired(case, folder, overrides, preset, {**FACES, **(faces or {})})
-        trained = train_arms(workspace_of(run), study.arms, budget, place)
-        cases.append({"case": case.name, **_entry(run, trained)})
+        workspace = workspace_of(run)
+        names = workspace.dataset.class_names
+        classes = range(len(names)) if study.recall_of is None else [names.index(study.recall_of)]
+        trained = train_arms(workspace, study.arms, budget, place)
+        cases.append({"case": case.name, **_entry(run, trained, classes)})
     found = {
         "study": name,
         "title": study.title,
+        "measure": "balanced accuracy" if study.recall_of is None else f"recall of {study.recall_of}",
         "faces": {**FACES, **(faces or {})},
         "seeds": budget.seeds,
         "steps": budget.classifier.steps,
@@ -136,9 +167,13 @@ def _repaired(
 ) -> tuple[Run, Path]:
     """The repaired run of a case, and the folder of its arms."""
     rendered = {**faces, **case.faces}
-    places = folder / stage_key(rendered)[:12]
+    places = folder / stage_key(rendered, *([] if case.kept == 1 else [case.kept]))[:12]
     file = places / "faces.parquet"
-    if not file.exists():
+    if not file.exists() and case.kept < 1:
+        render_dataset(everyone := places / "all.parquet", seed=0, overwrite=True, **rendered)
+        _thin(everyone, file, case.kept)
+        everyone.unlink()
+    elif not file.exists():
         render_dataset(file, seed=0, **rendered)
     values: dict[str, Any] = {
         "seed": 0,
@@ -155,18 +190,28 @@ def _repaired(
     return run_like(run, changed, place / "run"), place
 
 
-def _entry(run: Run, trained: Any) -> dict[str, Any]:
-    """The figures of one case: flags, edits, arms, and each arm against the baseline."""
+def _thin(source: Path, target: Path, share: float) -> None:
+    """Copy a rendered dataset without all but the first `share` of its training faces labelled `RARE`."""
+    table = pq.read_table(source)
+    code = class_names("expression").index(RARE)
+    thinned = pc.and_(pc.equal(table["split"], "train"), pc.equal(table["label"], code)).to_numpy()
+    number = np.cumsum(thinned)
+    stays = ~thinned | (number <= round(share * number[-1]))
+    with atomic_path(target) as partial:
+        pq.write_table(table.filter(pa.array(stays)), partial)
+
+
+def _entry(run: Run, trained: Any, classes: Sequence[int]) -> dict[str, Any]:
+    """The figures of one case over `classes`: flags, edits, arms, and each arm against the baseline."""
     flagged = read_table(run.scores)["flagged"].to_numpy()
     statuses = read_table(run.edits)["status"].to_pylist()
     detection = read_json(run.evaluation)["detection"] if run.evaluation.exists() else {}
-    everything = range(next(iter(trained.counts.values())).shape[0])
     arms: dict[str, Any] = {}
     for arm, seeds in trained.test.items():
         if seeds:
             logits = np.stack([seeds[seed] for seed in sorted(seeds)])
-            arms[arm] = arm_measures(logits, trained.labels, resamples=RESAMPLES).to_dict()
-            arms[arm]["minus_baseline"] = difference(trained, arm, "baseline", everything, RESAMPLES)
+            arms[arm] = arm_measures(logits, trained.labels, classes=classes, resamples=RESAMPLES).to_dict()
+            arms[arm]["minus_baseline"] = difference(trained, arm, "baseline", classes, RESAMPLES)
     return {
         "n": len(flagged),
         "flagged": int(flagged.sum()),
@@ -180,7 +225,7 @@ def _entry(run: Run, trained: Any) -> dict[str, Any]:
 
 def show_study(study: dict[str, Any], console: Console) -> None:
     """Print a study, a row for each case and arm."""
-    table = Table("case", "flagged", "arm", "balanced accuracy", "minus baseline", title=study["title"])
+    table = Table("case", "flagged", "arm", study["measure"], "minus baseline", title=study["title"])
     for case in study["cases"]:
         for arm, row in case["arms"].items():
             flagged = f"{case['flagged']} of {case['n']}"

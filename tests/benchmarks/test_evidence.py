@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -18,7 +19,8 @@ from benchmarks.fake_arms import CLASSES, FakeArms, trainings
 from diffinf.config import ClassifierConfig, RunConfig
 from diffinf.data.rendered.factors import FACTORS, FaceFactors
 from diffinf.data.rendered.sample import sample_faces
-from diffinf.data.rendered.tasks import CLASS_NAMES, true_labels
+from diffinf.data.rendered.tasks import CLASS_NAMES, class_names, true_labels
+from diffinf.data.rendered.write import render_dataset
 from diffinf.errors import UserError
 from diffinf.evaluate.gain import editing_gap_closed, paired_difference
 from diffinf.run import Run, read_json, read_table, save_tensors, write_table
@@ -347,6 +349,23 @@ def test_a_study_writes_figures_of_every_case(
     assert case["arms"].keys() == set(study.arms)
     assert case["arms"]["diffinf"]["minus_baseline"]["estimate"] > 0
     studies.show_study(found, Console(quiet=True))
+
+
+def test_a_class_is_made_rare_in_training_alone(tmp_path: Path) -> None:
+    source = render_dataset(tmp_path / "all.parquet", n=200, size=24, identities=20)
+    studies._thin(source, tmp_path / "thin.parquet", 0.25)
+    before, after = pq.read_table(source), pq.read_table(tmp_path / "thin.parquet")
+    assert after.schema.metadata == before.schema.metadata
+    gone = set(before["id"].to_pylist()) - set(after["id"].to_pylist())
+    code = class_names("expression").index(studies.RARE)
+
+    def rows_of(table: pa.Table) -> list[str]:
+        labelled = zip(
+            table["id"].to_pylist(), table["split"].to_pylist(), table["label"].to_pylist(), strict=True
+        )
+        return [name for name, split, label in labelled if split == "train" and label == code]
+
+    assert gone < set(rows_of(before)) and len(rows_of(after)) == round(0.25 * len(rows_of(before))) > 0
 
 
 @pytest.mark.parametrize(

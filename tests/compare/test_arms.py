@@ -112,9 +112,14 @@ def test_policies_of_what_was_not_edited(material: Material) -> None:
     dropped = training_set("diffinf-edit-or-drop", material, 0)
     assert (dropped.rows == images[~refused]).all() and (dropped.labels == labels[~refused]).all()
 
+    resampled = training_set("diffinf-edit-or-resample", material, 0)
+    substitutes = training_set("resample", material, 0).rows  # each class has unflagged samples here
+    assert (resampled.rows == np.where(refused, substitutes, images)).all()
+    assert (resampled.labels == labels).all()
+
     # What the repair decided goes first, even if it decided nothing.
     decided = replace(material, relabelled_instead={}, dropped_instead=())
-    for name in ("diffinf-edit-or-relabel", "diffinf-edit-or-drop"):
+    for name in ("diffinf-edit-or-relabel", "diffinf-edit-or-drop", "diffinf-edit-or-resample"):
         chosen = training_set(name, decided, 0)
         assert (chosen.rows == images).all() and (chosen.labels == labels).all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -158,15 +158,8 @@ def _relabel(material: Material, seed: int) -> TrainingSet:
 
 def _resample(material: Material, seed: int) -> TrainingSet:
     """Each flagged image gives way to a random unflagged one of its label, if there is one."""
-    rows = _all(material)
-    for label in np.unique(material.labels):
-        of_label = material.labels == label
-        # By id, so that the draw does not depend on the order of the samples.
-        pool = sorted(np.flatnonzero(of_label & ~material.flagged), key=lambda row: str(material.ids[row]))
-        for row in np.flatnonzero(of_label & material.flagged) if pool else ():
-            digest = hashlib.sha256(f"{seed}:resample:{material.ids[row]}".encode()).digest()
-            rows[row] = pool[int.from_bytes(digest[:8], "little") % len(pool)]
-    return TrainingSet(rows, material.labels)
+    flagged = np.flatnonzero(material.flagged).tolist()
+    return TrainingSet(_replaced(material, _substitutes(material, flagged, seed)), material.labels)
 
 
 def _diffinf(material: Material, seed: int) -> TrainingSet:
@@ -185,12 +178,32 @@ def _edit_or_drop(material: Material, seed: int) -> TrainingSet:
     return _repaired(material, {}, _refused(material) if instead is None else instead)
 
 
+def _edit_or_resample(material: Material, seed: int) -> TrainingSet:
+    """What edit-or-drop would drop gives way to another image of its label, so that no class shrinks."""
+    dropped = material.dropped_instead
+    substitutes = _substitutes(material, _refused(material) if dropped is None else sorted(dropped), seed)
+    return TrainingSet(_replaced(material, {**material.edited, **substitutes}), material.labels)
+
+
 def _repaired(material: Material, relabelled: Mapping[int, int], dropped: Collection[int]) -> TrainingSet:
     labels = material.labels.copy()
     for row, label in relabelled.items():
         labels[row] = label
     kept = np.setdiff1d(_all(material), np.asarray(sorted(dropped), dtype=np.int64))
     return TrainingSet(_replaced(material, material.edited)[kept], labels[kept])
+
+
+def _substitutes(material: Material, samples: Sequence[int], seed: int) -> dict[int, int]:
+    """Sample -> row of a random unflagged image of its label; a label without one leaves its samples out."""
+    found = {}
+    for label in np.unique(material.labels[samples]) if len(samples) else ():
+        unflagged = np.flatnonzero((material.labels == label) & ~material.flagged)
+        # By id, so that the draw does not depend on the order of the samples.
+        pool = sorted(unflagged.tolist(), key=lambda row: str(material.ids[row]))
+        for row in (row for row in samples if material.labels[row] == label and pool):
+            digest = hashlib.sha256(f"{seed}:resample:{material.ids[row]}".encode()).digest()
+            found[row] = pool[int.from_bytes(digest[:8], "little") % len(pool)]
+    return found
 
 
 def _refused(material: Material) -> list[int]:
@@ -225,6 +238,7 @@ ARMS: dict[str, Arm] = {
     ),
     "diffinf-edit-or-relabel": _edit_or_relabel,
     "diffinf-edit-or-drop": _edit_or_drop,
+    "diffinf-edit-or-resample": _edit_or_resample,
     "clean": _clean,
     "true-flags": _replacing("true-flags", "edits under perfect flags", lambda m: m.true_flag_edits),
     "oracle-edit": _replacing("oracle-edit", "truly fitting images", lambda m: m.oracle_edits),

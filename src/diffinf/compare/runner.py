@@ -125,7 +125,7 @@ def run_arms(
         relabelled_instead: sample -> label under the policy edit-or-relabel; None: what each flagged sample
             without an edit appears to show (arm diffinf-edit-or-relabel).
         dropped_instead: samples dropped under the policy edit-or-drop; None: each flagged sample without an
-            edit (arm diffinf-edit-or-drop).
+            edit (arms diffinf-edit-or-drop, diffinf-edit-or-resample).
         noise_rate: estimated share of wrong labels, what co-teaching forgets unless `compare.knobs` says else.
         images_validation: uint8 (V, C, H, W), to choose arms and knobs on; None: none.
         labels_validation: int64 (V,), as annotated.

@@ -19,6 +19,7 @@ DATA_ARMS = (
     "diffinf-paper",
     "diffinf-edit-or-relabel",
     "diffinf-edit-or-drop",
+    "diffinf-edit-or-resample",
     "clean",
     "true-flags",
     "oracle-edit",

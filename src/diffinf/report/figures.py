@@ -32,6 +32,7 @@ ARMS = {
     "diffinf": "flagged pictures edited to show their label",
     "diffinf-edit-or-relabel": "as diffinf; refused ones relabelled where their label is probably wrong",
     "diffinf-edit-or-drop": "as diffinf; refused ones left out where their label is probably wrong",
+    "diffinf-edit-or-resample": "as edit-or-drop; an unflagged picture of the label in the place of each one left out",
     "diffinf-paper": "edits under flags by self-influence, as published",
     "true-flags": "edits under perfect flags",
     "clean": "all labels replaced by the true ones",

@@ -96,7 +96,7 @@ def _asked_for(workspace: Workspace, names: Sequence[str]) -> dict[str, Any]:
         found["cleanlab_issues"] = cleanlab_issues(workspace.labels.numpy(), logits)
     if "diffinf-edit-or-relabel" in arms:
         found["relabelled_instead"] = _instead(workspace, decisions(workspace.run, "edit-or-relabel"))[0]
-    if "diffinf-edit-or-drop" in arms:
+    if arms & {"diffinf-edit-or-drop", "diffinf-edit-or-resample"}:
         found["dropped_instead"] = _instead(workspace, decisions(workspace.run, "edit-or-drop"))[1]
     return found
 
