@@ -5,7 +5,8 @@
 Everything is rendered here at 32 px. The generator is trained on some people under the contexts of an embedder A, and
 asked for others by their contexts. A judge B of another architecture, seed and people embeds what comes out; an oracle
 classifier of the held-out people, trained on renders that nothing else sees, reads who it is. Six strategies at w = .5;
-then, for the two guided ones of the highest FDR, two other scales and other schedules; real pictures as the reference;
+then, for the two guided ones of the highest FDR, two other scales and other schedules; guidance by embedder A beside
+the contexts', which neither judge B nor the oracle has a part in; real pictures as the reference;
 and the failure that the Fréchet distance does not see: good pictures of the wrong person. Beside it a second
 generator, trained on the people it is asked for under contexts that it learned: the setting of relative
 classification accuracy.
@@ -33,6 +34,7 @@ from torch import Tensor
 from diffinf import __version__
 from diffinf.config import GeneratorConfig
 from diffinf.generate import choose_negative_contexts, identity_contexts, parse_schedule
+from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import LAYOUT, ContextGenerator
 from diffinf.generate.sample import Sampling, denoise, draw_noise, image_seed, sample_images
 from diffinf.generate.train import train_generator
@@ -55,6 +57,7 @@ from generation_parts import (
 STRATEGIES = ("none", "null", "random", "close", "mid", "far")
 SCALES = (0.25, 1.0)  # beside .5
 SCHEDULES = ("adaptive", "reversed", "interval:0-0.5", "interval:0.3-0.8", "interval:0.5-1")
+PULLS = (("none", 0.0, 0.3), ("null", 0.5, 0.15), ("null", 0.5, 0.3), ("far", 0.5, 0.3), ("null", 1.0, 0.3))
 KNOWN = (("none", 0.0), ("null", 0.5), ("null", 1.0), ("null", 2.0), ("far", 0.5), ("far", 1.0))
 TARGET = 2.34  # times the FDR of "none", as published
 
@@ -77,6 +80,7 @@ class Benchmark:
         each = min(scale.per_context, scale.context_pictures)
         self.as_generated = parts_of(context, [each])[0]
         embedder = contexts_embedder(self.train, scale, self.work / "embedder.safetensors")
+        self.embedder = embedder.network
         self.contexts = identity_contexts(embedder.embed(context["images"])[0], context["who"])
         self.given = identity_contexts(embedder.embed(self.train["images"])[0], self.train["who"])
         self.measures = Measures(
@@ -86,11 +90,11 @@ class Benchmark:
             self.real,
         )
         self.model = self._generator("generator", config, self.train, self.given)
-        known = self._faces(
-            "known", scale.held_people, scale.known_pictures, seed + 2
-        )  # the same people anew
-        by_name = config.model_copy(update={"condition": "identity", "steps": scale.known_steps})
-        self.known = self._generator("known", by_name, known, None)
+        self.known: ContextGenerator | None = None
+        if scale.known_steps:
+            by_name = config.model_copy(update={"condition": "identity", "steps": scale.known_steps})
+            anew = self._faces("known", scale.held_people, scale.known_pictures, seed + 2)
+            self.known = self._generator("known", by_name, anew, None)
         self.who = torch.arange(scale.held_people).repeat_interleave(scale.per_context)
 
     def _faces(self, name: str, people: int, pictures: int, seed: int) -> dict[str, Tensor]:
@@ -115,14 +119,22 @@ class Benchmark:
         return ContextGenerator.from_pretrained(folder)
 
     def arm(
-        self, strategy: str, w: float = 0.5, schedule: str = "constant", *, known: bool = False
+        self,
+        strategy: str,
+        w: float = 0.5,
+        schedule: str = "constant",
+        *,
+        pull: float = 0.0,
+        known: bool = False,
     ) -> dict[str, Any]:
         """Generate the held-out people in one way, by the generator that knows them or the other, and measure."""
         name = f"{strategy} w={w:g} {schedule}" if strategy != "none" else "none"
+        name = f"{name} pull={pull:g}" if pull else name
         name = f"known, {name}" if known else name
-        model, contexts = (
-            (self.known, self.known.denoiser.contexts()) if known else (self.model, self.contexts)
-        )
+        model, contexts = self.model, self.contexts
+        if known and self.known is not None:
+            model, contexts = self.known, self.known.denoiser.contexts()
+        guidance = IdentityGuidance(self.embedder, contexts, pull) if pull else None
         sampling = Sampling(
             negative=strategy,  # type: ignore[arg-type]
             scale=w,
@@ -135,10 +147,10 @@ class Benchmark:
         seeds = self._seeds()
 
         def images() -> Tensor:
-            return sample_images(model, contexts[self.who], seeds, sampling, negatives)
+            return sample_images(model, contexts[self.who], seeds, sampling, negatives, guidance, self.who)
 
         found = self._measured(name, images, self.who)
-        return {"strategy": strategy, "w": w, "schedule": schedule, **found}
+        return {"strategy": strategy, "w": w, "schedule": schedule, "pull": pull, **found}
 
     def wrong_people(self) -> dict[str, Any]:
         """The pictures of "none", each taken for another person: the same pictures, hence the same distance."""
@@ -221,7 +233,9 @@ def run(scale: Scale, generator: dict[str, Any], work: Path, arguments: list[str
         )
     ]
     failures = [bench.wrong_people(), bench.unconditional()]
-    rows = [real, *first, *more, *failures, *(bench.arm(*arm, known=True) for arm in KNOWN)]
+    pulled = [bench.arm(strategy, w, pull=pull) for strategy, w, pull in PULLS]
+    known = [bench.arm(*arm, known=True) for arm in KNOWN] if bench.known else []
+    rows = [real, *first, *more, *pulled, *failures, *known]
     base = torch.tensor(none["nuisance_spread"])
     for row in rows:
         spread = torch.tensor(row["nuisance_spread"])

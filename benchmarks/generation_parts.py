@@ -36,7 +36,7 @@ class Scale:
     """How large the benchmark is; everything that is cached depends on it."""
 
     size: int = 32
-    people: int = 300  # that the generator and the contexts' embedder are trained on
+    people: int = 2000  # that the generator and the contexts' embedder are trained on
     pictures: int = 20  # of each
     judge_people: int = 300  # that the judge alone is trained on
     held_people: int = 50  # whose contexts are generated from
@@ -44,12 +44,12 @@ class Scale:
     oracle_pictures: int = 60
     real_pictures: int = 16
     similarity: float = 0.5  # of everybody: look-alikes
-    embedder_steps: int = 1500
+    embedder_steps: int = 2500
     oracle_steps: int = 1500
     regressor_steps: int = 1200
-    steps: int = 3000  # of the generator
+    steps: int = 6000  # of the generator
     known_pictures: int = 80  # of the held-out people, for the generator that knows them
-    known_steps: int = 2000  # of that generator
+    known_steps: int = 2000  # of that generator; 0: it is left out
     per_context: int = 16
     sampling_steps: int = 20
     seed: int = 0

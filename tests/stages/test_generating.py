@@ -51,7 +51,7 @@ def call(model: Path, out: Path, **values: Any) -> Path:
     return generating.generate(model, out, sampling=Sampling(**sampling), device="cpu", **options)
 
 
-OPTIONS = ("contexts", "per_context", "fresh")
+OPTIONS = ("contexts", "per_context", "identity_guidance", "fresh")
 
 
 def pixels(out: Path) -> dict[str, Any]:
@@ -157,6 +157,8 @@ def test_contexts_of_every_kind(model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             call(model, tmp_path / "bad", contexts=text)
+    with pytest.raises(UserError, match="--identity-guidance: no embedder"):
+        call(model, tmp_path / "bad", identity_guidance=0.3)
     np.save(tmp_path / "wide.npy", rng.normal(size=(3, 9)))
     with pytest.raises(UserError, match="9 components, the model was trained on 8"):
         call(model, tmp_path / "bad", contexts=str(tmp_path / "wide.npy"))
@@ -169,9 +171,17 @@ def test_embeddings_of_its_own_and_of_a_reference_set(faces: Path, tmp_path: Pat
     out = tmp_path / "model"
     main_(["train-generator", str(faces), str(out), "--condition", "embedding", *TINY])
     call(out, tmp_path / "out", contexts=f"reference:{faces}", per_context=1)
-    assert len(pixels(tmp_path / "out")) == 6
+    plain = pixels(tmp_path / "out")
+    assert len(plain) == 6
     with pytest.raises(UserError, match="has learned none"):
         call(out, tmp_path / "none")
+
+    call(out, tmp_path / "pulled", contexts=f"reference:{faces}", per_context=1, identity_guidance=1.0)
+    pulled = pixels(tmp_path / "pulled")
+    assert pulled.keys() == plain.keys()
+    assert any((pulled[name] != plain[name]).any() for name in plain)
+    with pytest.raises(UserError, match="other contexts or settings"):
+        call(out, tmp_path / "pulled", contexts=f"reference:{faces}", per_context=1, identity_guidance=0.5)
 
 
 def test_given_embeddings_are_matched_by_id(faces: Path, tmp_path: Path) -> None:

@@ -109,6 +109,9 @@ def generate(
     negative: Annotated[str, typer.Option(help="none, null, random, close, mid or far.")] = "far",
     scale: Annotated[float, typer.Option(help="w of (1 + w)·positive - w·negative.")] = 0.5,
     schedule: Annotated[str, typer.Option(help="constant, adaptive, reversed or interval:a-b.")] = "constant",
+    identity_guidance: Annotated[
+        float, typer.Option(help="Pull by the embedder trained with the generator, such as 0.3; 0: none.")
+    ] = 0.0,
     sampler: Annotated[str, typer.Option(help="ddpm, ddim or dpm++.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Network evaluations of an unguided image.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
@@ -138,6 +141,7 @@ def generate(
         contexts=contexts,
         per_context=per_context,
         sampling=sampling,
+        identity_guidance=identity_guidance,
         device=device or "auto",
         fresh=fresh,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffinf.errors import UserError
 from diffinf.generate.contexts import NO_CONTEXT, NegativeChoice, choose_negative_contexts, perturbed_contexts
+from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import ContextGenerator
 from diffinf.generate.sample import Sampling, image_seed, sample_images
 from diffinf.progress import progress_bar
@@ -59,10 +60,13 @@ def write_generated(
     sampling: Sampling,
     out: Path,
     *,
+    guidance: IdentityGuidance | None = None,
     rank: int = 0,
     size: int = 1,
 ) -> None:
     """Write the images of process `rank` of `size` as `out`/images/IDENTITY/NUMBER.png; those that are there stay.
+
+    `guidance`, if any, is towards `order.contexts`, beside the one of `sampling`.
 
     Each file appears whole or not at all. Initial noise depends on (seed, identity, number) alone, so that neither the
     number of processes nor the batch size changes a picture by more than rounding (1/255).
@@ -81,7 +85,8 @@ def write_generated(
             negatives = (
                 order.contexts[choice.indices[rows]] if choice.indices[rows[0]] != NO_CONTEXT else None
             )
-            images = sample_images(model, _asked(order, part, sampling.seed), seeds, sampling, negatives)
+            asked = _asked(order, part, sampling.seed)
+            images = sample_images(model, asked, seeds, sampling, negatives, guidance, rows)
             for (row, number), image in zip(part, images, strict=True):
                 _write(out / image_path(order.ids[row], number), image)
             advance(len(part))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from diffinf.diffusion.invert import timestep_grid
 from diffinf.errors import UserError
 from diffinf.generate.contexts import STRATEGIES, Strategy, unit_contexts
+from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import ContextDenoiser, ContextGenerator
 from diffinf.generate.negative import Schedule, negative_guidance
 from diffinf.training.loop import step_seed
@@ -105,6 +107,7 @@ def denoise(
     generators: list[torch.Generator],
     *,
     denoiser: ContextDenoiser | None = None,
+    correct: Callable[[Tensor, Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """Return clean latents (B, L, h, w) of pure noise.
 
@@ -118,6 +121,7 @@ def denoise(
         sampling: sampler, steps, scale and schedule.
         generators: one an image, for samplers that draw noise.
         denoiser: other weights than the model's.
+        correct: noisy latents, the guided prediction, the timestep -> the prediction to go on with; None: as it is.
     """
     network = model.denoiser if denoiser is None else denoiser
     scheduler = make_scheduler(model, sampling.sampler, sampling.steps)
@@ -132,6 +136,8 @@ def denoise(
             doubled = torch.cat([noisy, noisy])
             wanted, unwanted = network(doubled, timestep.expand(len(doubled)), both).chunk(2)
             output = negative_guidance(wanted, unwanted, w)
+        if correct is not None:
+            output = correct(noisy, output, int(t))
         noisy = scheduler.step(output, t, noisy, return_dict=False, **options)[0]
     return noisy
 
@@ -143,6 +149,8 @@ def sample_images(
     seeds: Sequence[int],
     sampling: Sampling,
     negatives: Tensor | None = None,
+    guidance: IdentityGuidance | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Return uint8 images (N, C, H, W), one for each context, on the CPU.
 
@@ -152,6 +160,8 @@ def sample_images(
         seeds: N seeds, see `image_seed`; a picture depends on its seed and contexts alone, up to rounding.
         sampling: how; with `negative` "null" the negative context is the learned empty one, with "none" there is none.
         negatives: (N, D), of the other strategies.
+        guidance: by an embedder, beside that of `sampling`; None: none.
+        rows: int64 (N,), which of `guidance.contexts` each image belongs to.
 
     Raises:
         UserError: the contexts do not fit the model, or are not finite or 0.
@@ -168,14 +178,19 @@ def sample_images(
     away = unit_contexts(negatives)[0] if guided and negatives is not None else None
     parts = []
     for start in range(0, len(unit), sampling.batch_size):
-        rows = slice(start, start + sampling.batch_size)
-        generators, noise = draw_noise(model, seeds[rows])
-        positive = model.denoiser.embed(unit[rows].to(model.device))
+        part = slice(start, start + sampling.batch_size)
+        generators, noise = draw_noise(model, seeds[part])
+        wanted = unit[part].to(model.device)
+        positive = model.denoiser.embed(wanted)
         negative = None
         if sampling.negative == "null":
             negative = model.denoiser.embed_empty(len(positive))
         elif away is not None:
-            negative = model.denoiser.embed(away[rows].to(model.device))
-        latents = denoise(model, noise, positive, negative, sampling, generators)
+            negative = model.denoiser.embed(away[part].to(model.device))
+        correct = None
+        if guidance is not None and rows is not None:
+            own = rows[part].to(model.device)
+            correct = partial(guidance.corrected, model, wanted=wanted, rows=own)
+        latents = denoise(model, noise, positive, negative, sampling, generators, correct=correct)
         parts.append(model.to_images(latents).cpu())
     return torch.cat(parts)

@@ -27,6 +27,7 @@ from diffinf.errors import UserError
 from diffinf.features.persons import train_identity
 from diffinf.generate.contexts import identity_contexts, random_contexts, unit_contexts
 from diffinf.generate.folder import TABLE, choose_negatives, write_generated, write_samples_table
+from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import LAYOUT, ContextGenerator
 from diffinf.generate.sample import Sampling, make_scheduler
 from diffinf.generate.train import CHECKPOINT, train_generator
@@ -150,6 +151,7 @@ def generate(
     contexts: str,
     per_context: int,
     sampling: Sampling,
+    identity_guidance: float = 0.0,
     device: str = "auto",
     fresh: bool = False,
 ) -> Path:
@@ -161,6 +163,7 @@ def generate(
         contexts: train, a file, random:N, reference:DATASET, or perturb:DEGREES:ONE_OF_THESE.
         per_context: images of each context.
         sampling: how.
+        identity_guidance: strength of the guidance by the embedder that was trained with the generator; 0: none.
         device: auto, cpu, cuda, ...
         fresh: write into `out` even where it holds images of another call, which go.
 
@@ -179,15 +182,19 @@ def generate(
             f"{model.context_size}"
         )
     choice = choose_negatives(order, sampling)
+    guidance = _identity_guidance(folder, order.contexts, identity_guidance, where)
     request = {
         "model": file_sha256(folder / LAYOUT.description),
         "contexts": stage_key(list(order.ids), order.contexts.tolist(), order.perturb),
         "sampling": {**asdict(sampling), "schedule": str(sampling.schedule), "batch_size": None},
+        "identity_guidance": None if guidance is None else [identity_guidance, _embedder_key(folder)],
     }
     if team.leads:
         _claim_output(out, request, fresh)
     _together(team)
-    write_generated(model, order, choice, sampling, out, rank=team.ranks.rank, size=team.ranks.size)
+    write_generated(
+        model, order, choice, sampling, out, guidance=guidance, rank=team.ranks.rank, size=team.ranks.size
+    )
     _together(team)
     if team.leads:
         if choice.normalised:
@@ -231,6 +238,25 @@ def estimate_generator(config: RunConfig) -> list[dict[str, Any]]:
     step = max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS
     work = f"{settings.steps} steps of the generator"
     return [{"stage": "train-generator", "work": work, "seconds": round(settings.steps * step, 1)}]
+
+
+def _identity_guidance(
+    folder: Path, contexts: Tensor, strength: float, device: torch.device
+) -> IdentityGuidance | None:
+    """Return the guidance by the generator's embedder; None for a strength of 0, UserError where it cannot be."""
+    if strength == 0:
+        return None
+    if not (folder / EMBEDDER).exists():
+        raise UserError(
+            "--identity-guidance: no embedder is with this generator; train one with --condition embedding and without "
+            "--embeddings, or leave the option out"
+        )
+    network = load_embedder(folder / EMBEDDER, device).network
+    return IdentityGuidance(network, unit_contexts(contexts)[0].to(device), strength)
+
+
+def _embedder_key(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in sorted((folder / EMBEDDER).iterdir()) if path.is_file()}
 
 
 def _persons_key(dataset: FaceDataset, config: RunConfig, embeddings: Path | None) -> list[Any]:
