@@ -47,7 +47,7 @@ def test_the_whole_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     generation.main(arguments(tmp_path))
     report = json.loads((tmp_path / "report.json").read_text())
     rows = {row["arm"]: row for row in report["rows"]}
-    assert len(rows) == 1 + 6 + 2 * (2 + 5) + 2 + 6
+    assert len(rows) == 1 + 6 + 2 * (2 + 5) + 5 + 2 + 6
     assert rows["none"]["fdr_of_none"] == 1 and rows["none"]["gap_closed"] == 0
     assert rows["real held-out pictures"]["gap_closed"] == pytest.approx(1)
     # The same pictures of the wrong people: what sees pictures alone sees nothing.
