@@ -47,7 +47,7 @@ class Scale:
     embedder_steps: int = 2500
     oracle_steps: int = 1500
     regressor_steps: int = 1200
-    steps: int = 6000  # of the generator
+    steps: int = 5000  # of the generator
     known_pictures: int = 80  # of the held-out people, for the generator that knows them
     known_steps: int = 2000  # of that generator; 0: it is left out
     per_context: int = 16
