@@ -61,6 +61,16 @@ def test_the_whole_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert again["rows"] == report["rows"]
 
 
+def test_the_cost_of_a_step_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BATCHES", (2,))
+    settings = ["unet_channels=[32]", "patch_size=4"]
+    generation.main(["--step-cost", *(f"--set={text}" for text in settings)])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown] == ["16", "2"] and all("times an unguided" in x for x in shown)
+
+
 def test_parts_are_of_everybody_and_of_nothing_twice() -> None:
     scale = parts.Scale(size=24)
     faces = parts.render(4, 6, 0, scale)

@@ -168,7 +168,7 @@ def test_copies_separate_well_and_have_no_diversity(images):
     copies = embeddings[[np.flatnonzero(identities == i)[0] for i in identities]]
     found, honest = identity_separability(copies, identities), identity_separability(embeddings, identities)
     assert found.separability.fdr > honest.separability.fdr and found.separability.eer == 0
-    assert found.diversity == pytest.approx(0, abs=1e-12) and honest.diversity > 0.2
+    assert 0 <= found.diversity == pytest.approx(0, abs=1e-12) and honest.diversity > 0.2
 
 
 def test_lengths_do_not_matter_and_are_counted(images):

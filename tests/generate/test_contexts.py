@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +68,18 @@ def test_never_a_matrix_of_all_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 40 and max(seen) <= 1000
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_rows() -> None:
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    vectors = random_contexts(20_000, 4)
+    choose_negative_contexts(vectors, "far", rows=torch.arange(500))
+    before = resident()
+    choose_negative_contexts(vectors, "far", rows=torch.arange(4000))  # 39 blocks of 8 MiB
+    assert resident() - before < 100
+
+
 def test_random_takes_every_other_and_follows_the_seed() -> None:
     vectors = random_contexts(5, 8)
     found = [choose_negative_contexts(vectors, "random", seed).indices for seed in range(200)]
@@ -110,9 +124,15 @@ def test_random_among_nothing_but_duplicates_and_one() -> None:
     assert (choice.indices[:400] == 400).all() and choice.indices[400] < 400
 
 
-@pytest.mark.parametrize("vectors", [random_contexts(1, 8), random_contexts(1, 8).expand(4, -1)])
-def test_one_identity_has_no_other(vectors: Tensor) -> None:
-    with pytest.raises(UserError, match="at least two different contexts"):
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        (random_contexts(1, 8), "there is only one"),
+        (random_contexts(1, 8).expand(4, -1), "all other 3 are the same as row 0"),
+    ],
+)
+def test_one_identity_has_no_other(vectors: Tensor, said: str) -> None:
+    with pytest.raises(UserError, match=f"at least two different contexts, but {said}"):
         choose_negative_contexts(vectors, "far")
 
 
@@ -151,6 +171,20 @@ def test_perturbation_is_by_exactly_the_angle(degrees: float, size: int, seed: i
     torch.testing.assert_close(turned.norm(dim=1), torch.ones(5))
     between = torch.atan2((turned - vectors).norm(dim=1), (turned + vectors).norm(dim=1)) * 2
     torch.testing.assert_close(between.rad2deg(), torch.full((5,), degrees), atol=1e-3, rtol=1e-4)
+
+
+def test_between_two_angles_the_cosine_is_drawn_evenly() -> None:
+    vectors = random_contexts(4000, 16)
+    turned = perturbed_contexts(vectors, (20, 60), seed=1)
+    cosine = (turned * vectors).sum(1)
+    low, high = torch.deg2rad(torch.tensor([60.0, 20.0])).cos()
+    assert (cosine > low - 1e-6).all() and (cosine < high + 1e-6).all()
+    places = ((cosine - low) / (high - low)).sort().values
+    assert (places - torch.linspace(0, 1, 4000)).abs().max() < 0.04  # Kolmogorov's distance, far beyond 1 %
+    torch.testing.assert_close(perturbed_contexts(vectors, (30, 30)), perturbed_contexts(vectors, 30))
+    for degrees in ((60, 20), (-1, 20), (20, 181)):
+        with pytest.raises(UserError, match="0 to 180"):
+            perturbed_contexts(vectors, degrees)
 
 
 def test_perturbation_goes_every_way_and_refuses() -> None:

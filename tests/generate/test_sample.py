@@ -57,6 +57,16 @@ def test_the_batch_changes_no_picture(sampler: str, injection: str) -> None:
     assert (other.int() - whole.int()).abs().max() > 1
 
 
+def test_the_batch_by_itself_is_small_on_a_cpu_alone() -> None:
+    model = make_generator()
+    calls, contexts = Calls(model), random_contexts(20, 6)
+    seeds = [image_seed(0, "p", number) for number in range(20)]
+    sample_images(model, contexts, seeds, Sampling(negative="null", steps=1))
+    assert calls.batches == [32, 8]  # both branches of 16 and of 4 images
+    assert Sampling().images_at_once(torch.device("cuda")) == 64
+    assert Sampling(batch_size=5).images_at_once(torch.device("cpu")) == 5
+
+
 def test_ddpm_draws_noise_at_every_step() -> None:
     model = make_generator()
     generators, noise = draw_noise(model, SEEDS)
@@ -151,7 +161,8 @@ def test_seeds_depend_on_seed_identity_and_number() -> None:
         ({"sampler": "euler"}, "sampler: expected"),
         ({"scale": -1.0}, "scale: expected"),
         ({"scale": float("nan")}, "scale: expected"),
-        ({"steps": 0}, "steps"),
+        ({"steps": 0}, "steps: expected at least 1, found 0"),
+        ({"batch_size": 0}, "batch size: expected at least 1, found 0"),
     ],
 )
 def test_settings_out_of_range(values: dict[str, Any], said: str) -> None:

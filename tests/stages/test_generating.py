@@ -147,11 +147,18 @@ def test_contexts_of_every_kind(model: Path, tmp_path: Path) -> None:
     call(model, tmp_path / "random", contexts="random:3", per_context=1)
     assert len(pixels(tmp_path / "random")) == 3
     call(model, tmp_path / "turned", contexts="perturb:40:random:3", per_context=1)
-    before, after = pixels(tmp_path / "random"), pixels(tmp_path / "turned")
-    assert before.keys() == after.keys()
+    call(model, tmp_path / "between", contexts="perturb:0-60:random:3", per_context=1)
+    before, after, between = (pixels(tmp_path / name) for name in ("random", "turned", "between"))
+    assert before.keys() == after.keys() == between.keys()
+    assert any(not np.array_equal(value, between[name]) for name, value in before.items())
+    (tmp_path / "folder").mkdir()
     for text, said in (
         ("random:x", "expected train, a file"),
         ("perturb:200", "0 to 180"),
+        ("perturb:60-20", "the smaller first"),
+        ("perturb:20-", "expected train, a file"),
+        (str(tmp_path / "folder"), "a folder; write reference:"),
+        ("trian", "no such file; expected train, a file"),
         (str(tmp_path / "no.npy"), "no such file"),
         ("reference:" + str(tmp_path), "no embedder is with this generator"),
     ):
@@ -163,7 +170,7 @@ def test_contexts_of_every_kind(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="9 components, the model was trained on 8"):
         call(model, tmp_path / "bad", contexts=str(tmp_path / "wide.npy"))
     np.save(tmp_path / "broken.npy", np.full((3, 8), np.nan))
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"broken\.npy: contexts: row 0 is not finite"):
         call(model, tmp_path / "bad", contexts=str(tmp_path / "broken.npy"))
 
 
@@ -272,7 +279,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_deleted(model: Path, 
     call(model, out, contexts="random:3", per_context=1)
     before = pixels(out)
     np.savez(tmp_path / "twice.npz", contexts=np.eye(8)[:3], id=np.array(["a", "a", "b"]))
-    with pytest.raises(UserError, match="all different"):
+    with pytest.raises(UserError, match="all different, found 2 names of 3 contexts, 'a' 2 times"):
         call(model, out, contexts=str(tmp_path / "twice.npz"), fresh=True)
     with pytest.raises(UserError, match="at least two different contexts"):
         call(model, out, contexts="random:1", fresh=True)
@@ -289,3 +296,32 @@ def test_an_id_that_stands_twice_among_embeddings_is_named(tmp_path: Path) -> No
     np.savez(tmp_path / "two.npz", embeddings=np.eye(3), id=np.array(["a", "b", "a"]))
     with pytest.raises(UserError, match="1 of its ids stand there more than once, 'a' the first"):
         contexts.read_embeddings(tmp_path / "two.npz", ["a", "b"])
+
+
+def test_an_embedding_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    for value in (0.0, np.nan):
+        vectors = np.eye(3)
+        vectors[1] = value
+        np.savez(tmp_path / "bad.npz", embeddings=vectors, id=np.array(["a", "b", "c"]))
+        with pytest.raises(UserError, match=r"bad\.npz: 1 of the 2 embeddings .* that of 'b' the first"):
+            contexts.read_embeddings(tmp_path / "bad.npz", ["a", "b"])
+        contexts.read_embeddings(tmp_path / "bad.npz", ["a", "c"])  # nobody asks for that one
+
+
+def test_embeddings_are_for_their_condition_alone(faces: Path, tmp_path: Path) -> None:
+    config = make_config(str(faces), preset_name="tiny", values={"data": {"image_size": 16}})
+    with pytest.raises(UserError, match="--embeddings are for --condition embedding"):
+        generating.train_generator_on(config, tmp_path / "model", embeddings=tmp_path / "vectors.npz")
+    assert not (tmp_path / "model").exists()
+
+
+def test_one_person_is_said(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(generating, "note", told.append)
+    table = pq.read_table(faces)
+    one = pa.array(["p"] * len(table))
+    (tmp_path / "faces").mkdir()
+    table = table.set_column(table.column_names.index("identity"), "identity", one)
+    pq.write_table(table, tmp_path / "faces" / "faces.parquet")
+    main_(["train-generator", str(tmp_path / "faces"), str(tmp_path / "model"), *TINY])
+    assert "all training pictures show 'p'" in told[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from diffinf.classify.model import load_classifier, save_classifier
 from diffinf.cli import main
 from diffinf.data.rendered.write import render_dataset
-from diffinf.generate.folder import IMAGES, TABLE
+from diffinf.generate.folder import TABLE, image_path
 from diffinf.stages import judging
 from diffinf.stages.oracle import RECORD
 from faces import png
@@ -122,15 +122,21 @@ def test_a_saved_oracle_gives_the_same_and_right_classes_pass(
     assert "too easy" in shown["warnings"][0]
 
 
-def test_what_generate_wrote_is_taken_by_its_folders(
+def test_what_generate_wrote_is_taken_by_its_table(
     oracle: Path, places: dict[str, Path], tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
-    shutil.copytree(places["good"], made / IMAGES)
-    pq.write_table(pa.table({"file": ["images/ann/00.png"], "context_id": ["ann"]}), made / TABLE)
+    files, people = [], []
+    for picture in sorted(places["good"].glob("*/*.png")):
+        files.append(image_path(f"{picture.parent.name}/", int(picture.stem)))  # a name that no folder has
+        people.append(picture.parent.name)
+        (made / files[-1]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, made / files[-1])
+    pq.write_table(pa.table({"file": files, "context_id": people}), made / TABLE)
     out = tmp_path / "out"
     assert rca("--generated", made, "--real", places["real"], "--oracle", oracle, "--out", out) == 0
-    assert figures(out)["rca"]["estimate"] > 0.8
+    shown = figures(out)
+    assert shown["rca"]["estimate"] > 0.8 and shown["n_generated"] == len(files)
 
 
 def test_an_oracle_that_has_seen_the_real_images_is_refused(
@@ -233,6 +239,8 @@ def test_persons_as_classes_of_rendered_faces(tmp_path: Path, capsys: pytest.Cap
     made = render_dataset(tmp_path / "made.parquet", n=80, size=32, identities=4, noise="none", rate=0)
     arguments = ("--real", real, "--label", "identity", "--split", "", "--set", "classifier.steps=3")
     pair = ("--generated", made, "--generated-label", "identity", "--device", "cpu")
+    assert rca("--real", real, *pair, "--out", tmp_path / "none") == 2  # persons against expressions
+    assert "they are persons of the real images: name their column with --label" in capsys.readouterr().err
     assert rca(*arguments, *pair, "--out", tmp_path / "out") == 0
     shown = capsys.readouterr().out
     assert "errs too often" in shown and "by class, the worst first" in shown

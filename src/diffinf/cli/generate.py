@@ -102,7 +102,7 @@ def generate(
     contexts: Annotated[
         str,
         typer.Option(
-            help="train, FILE (.npy, .npz, .parquet), random:N, reference:DATASET, perturb:DEG[:ONE]."
+            help="train, FILE (.npy, .npz, .parquet), random:N, reference:DATASET, perturb:DEG[-DEG][:ONE]."
         ),
     ] = "train",
     per_context: Annotated[int, typer.Option(help="Images of each context.")] = 8,
@@ -114,7 +114,9 @@ def generate(
     ] = 0.0,
     sampler: Annotated[str, typer.Option(help="ddpm, ddim or dpm++.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Network evaluations of an unguided image.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at once (default: 16 on a CPU, else 64).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Every random draw is a function of it.")] = 0,
     device: Device = None,
     as_json: Json = False,

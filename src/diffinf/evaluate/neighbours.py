@@ -109,7 +109,8 @@ def squared_radii(features: NDArray[Any], nearest_k: int, name: str) -> Floats:
         raise ValueError(f"nearest_k must be at least 1, got {nearest_k}")
     if len(features) <= nearest_k:
         raise ValueError(
-            f"{name}: nearest_k = {nearest_k} needs at least {nearest_k + 1} samples, got {len(features)}"
+            f"{name}: nearest_k = {nearest_k} needs at least {nearest_k + 1} samples, got {len(features)}: take more "
+            "samples or a smaller nearest_k"
         )
     return nearest_squared_distances(features, None, nearest_k)[0][:, -1]
 

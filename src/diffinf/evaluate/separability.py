@@ -232,7 +232,7 @@ def _diversity(vectors: NDArray[Any], lengths: Floats, codes: Ints, counts: Ints
     # The square of a sum of unit vectors is their number and twice the cosine of each pair.
     pairs = np.maximum(counts * (counts - 1), 1)
     diversity: Floats = 1 - ((sums * sums).sum(axis=1) - counts) / pairs
-    return diversity
+    return np.maximum(diversity, 0.0)  # copies: not below 0 by rounding
 
 
 def _pair_scores(

@@ -47,7 +47,7 @@ def unit_contexts(contexts: Tensor) -> tuple[Tensor, int]:
         UserError: they are not a matrix with a row, or a row is not finite or 0.
     """
     if contexts.ndim != 2 or 0 in contexts.shape:
-        raise UserError(f"contexts: expected shape (N, D), found {tuple(contexts.shape)}")
+        raise UserError(f"contexts: expected shape (N, D), N and D at least 1, found {tuple(contexts.shape)}")
     vectors = contexts.to(torch.float32)
     length = vectors.norm(dim=1)
     wrong = ~(length.isfinite() & (length > 0))
@@ -82,12 +82,13 @@ def choose_negative_contexts(
         raise UserError(f"negative: expected one of {', '.join(STRATEGIES)}, found {strategy!r}")
     vectors, normalised = unit_contexts(contexts)
     asked = torch.arange(len(vectors)) if rows is None else rows.cpu()
+    # Filled block by block: small tensors kept from each block would break up the memory that the next one needs.
+    chosen, cosine = torch.full((len(asked),), NO_CONTEXT), torch.full((len(asked),), torch.nan)
     if strategy in ("none", "null"):
-        nothing = torch.full((len(asked),), NO_CONTEXT)
-        return NegativeChoice(nothing, torch.full((len(asked),), torch.nan), normalised, 0)
+        return NegativeChoice(chosen, cosine, normalised, 0)
     # A draw depends on the seed and on N, not on the rows asked for: processes share them out.
     drawn = _draws(len(vectors), seed)[:, asked] if strategy == "random" else None
-    chosen, cosine, duplicates = [], [], 0
+    duplicates = 0
     size = max(1, _BLOCK // len(vectors))
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
@@ -96,20 +97,21 @@ def choose_negative_contexts(
         excluded[torch.arange(len(part)), part] = True
         if excluded.all(1).any():
             row = int(part[excluded.all(1)][0])
+            said = (
+                f"all other {len(vectors) - 1} are the same as row {row}"
+                if len(vectors) > 1
+                else "there is only one"
+            )
             raise UserError(
-                f"negative: {strategy} needs at least two different contexts, but every other of the {len(vectors)} is "
-                f"the same as number {row}; give more contexts, or choose null or none"
+                f"negative: {strategy} needs at least two different contexts, but {said}; give more contexts, or "
+                "choose null or none"
             )
         duplicates += int((excluded.sum(1) > 1).sum())
-        found = _pick(
-            similar, excluded, strategy, None if drawn is None else drawn[:, start : start + size], seed
-        )
-        chosen.append(found)
-        cosine.append(similar.gather(1, found[:, None]).squeeze(1))
-    empty = torch.empty(0)
-    return NegativeChoice(
-        torch.cat([empty.long(), *chosen]), torch.cat([empty, *cosine]), normalised, duplicates
-    )
+        place = slice(start, start + size)
+        found = _pick(similar, excluded, strategy, None if drawn is None else drawn[:, place], seed)
+        chosen[place] = found
+        cosine[place] = similar.gather(1, found[:, None]).squeeze(1)
+    return NegativeChoice(chosen, cosine, normalised, duplicates)
 
 
 def _pick(similar: Tensor, excluded: Tensor, strategy: Strategy, drawn: Tensor | None, seed: int) -> Tensor:
@@ -184,27 +186,35 @@ def identity_contexts(vectors: Tensor, identities: Tensor) -> Tensor:
     return F.normalize(sums, dim=1).float()
 
 
-def perturbed_contexts(contexts: Tensor, degrees: float, seed: int = 0) -> Tensor:
-    """Return contexts (N, D), each turned by exactly `degrees` in a random direction (as IDperturb does).
+def perturbed_contexts(contexts: Tensor, degrees: float | tuple[float, float], seed: int = 0) -> Tensor:
+    """Return contexts (N, D), each turned by an angle in a random direction.
 
-    The direction is drawn evenly from those at right angles to the context: c·cos(a) + u·sin(a).
+    The direction u is drawn evenly from those at right angles to the context: c·cos(a) + u·sin(a). Between two angles
+    a cosine is drawn evenly for each context; from 0 on, that is IDperturb (arXiv 2602.18831).
 
     Args:
         contexts: (N, D), of any length but 0.
-        degrees: angle, from 0 to 180.
-        seed: of the directions.
+        degrees: the exact angle, from 0 to 180, or the least and the largest one.
+        seed: of the directions and angles.
 
     Raises:
-        UserError: the angle is out of range, there is one component only, or a context is not finite or 0.
+        UserError: an angle is out of range, there is one component only, or a context is not finite or 0.
     """
-    if not 0 <= degrees <= 180:
-        raise UserError(f"perturb: expected an angle from 0 to 180 degrees, found {degrees:g}")
+    least, largest = degrees if isinstance(degrees, tuple) else (degrees, degrees)
+    if not 0 <= least <= largest <= 180:
+        found = f"{least:g}" if least == largest else f"{least:g} to {largest:g}"
+        raise UserError(
+            f"perturb: expected an angle from 0 to 180 degrees, or two, the smaller first, found {found}"
+        )
     unit = F.normalize(unit_contexts(contexts)[0].double(), dim=1)
     if unit.shape[1] < 2:
         raise UserError("perturb: a context of one component cannot be turned")
-    noise = torch.randn(
-        unit.shape, generator=step_generator(seed, "perturbed contexts", 0), dtype=torch.float64
-    )
+    generator = step_generator(seed, "perturbed contexts", 0)
+    noise = torch.randn(unit.shape, generator=generator, dtype=torch.float64)
     tangent = noise - (noise * unit).sum(1, keepdim=True) * unit
-    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    bounds = torch.deg2rad(torch.tensor([least, largest], dtype=torch.float64))
+    angle = bounds[0]
+    if least < largest:
+        place = torch.rand(len(unit), 1, generator=generator, dtype=torch.float64)
+        angle = torch.lerp(bounds[0].cos(), bounds[1].cos(), place).clamp(-1, 1).acos()
     return (angle.cos() * unit + angle.sin() * F.normalize(tangent, dim=1)).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,13 +31,14 @@ class Order(NamedTuple):
         contexts: (P, D), of any length but 0: one an identity.
         ids: P names of the identities, each once.
         per_context: images of each.
-        perturb: degrees by which each image's context is turned away from its identity's, in a direction of its own.
+        perturb: degrees by which each image's context is turned away from its identity's, in a direction of its own;
+            two: the angle is drawn between them.
     """
 
     contexts: Tensor
     ids: Sequence[str]
     per_context: int
-    perturb: float = 0.0
+    perturb: float | tuple[float, float] = 0.0
 
 
 def choose_negatives(order: Order, sampling: Sampling) -> NegativeChoice:
@@ -46,9 +48,10 @@ def choose_negatives(order: Order, sampling: Sampling) -> NegativeChoice:
         UserError: contexts, names or settings cannot be used.
     """
     if len(order.ids) != len(order.contexts) or len(set(order.ids)) != len(order.ids):
+        repeated = [f", {name!r} {times} times" for name, times in Counter(order.ids).items() if times > 1]
         raise UserError(
             f"contexts: expected one name each, all different, found {len(set(order.ids))} names of "
-            f"{len(order.contexts)} contexts"
+            f"{len(order.contexts)} contexts{repeated[0] if repeated else ''}"
         )
     return choose_negative_contexts(order.contexts, sampling.negative, sampling.seed)
 
@@ -77,9 +80,10 @@ def write_generated(
         for number in range(order.per_context)
         if not (out / image_path(order.ids[row], number)).exists()
     ]
+    together = sampling.images_at_once(model.device)
     with progress_bar("generate", len(items)) as advance:
-        for start in range(0, len(items), sampling.batch_size):
-            part = items[start : start + sampling.batch_size]
+        for start in range(0, len(items), together):
+            part = items[start : start + together]
             rows = torch.tensor([row for row, _ in part])
             seeds = [image_seed(sampling.seed, order.ids[row], number) for row, number in part]
             negatives = (

@@ -104,7 +104,7 @@ class ContextDenoiser(Component):
         Args:
             contexts: unit vectors (B, D).
             keep_components: bool (B, D); False withholds a component, the others grow so that the sum stays
-                (contextual partial dropout, arXiv 2308.04995).
+                (contextual partial dropout, as arXiv 2308.04995, which withholds after the projection).
             keep: bool (B,); False gives that sample the learned empty context.
         """
         scaled = contexts * contexts.shape[1] ** 0.5  # components of unit variance

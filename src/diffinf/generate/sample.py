@@ -21,6 +21,7 @@ from diffinf.generate.negative import Schedule, negative_guidance
 from diffinf.training.loop import step_seed
 
 Sampler = Literal["ddpm", "ddim", "dpm++"]
+_BATCH_ON_CPU, _BATCH = 16, 64
 _SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 
 
@@ -36,7 +37,8 @@ class Sampling:
             (arXiv 2211.01095).
         steps: network evaluations of an unguided image.
         seed: all randomness is a function of it.
-        batch_size: images at once; changes no picture by more than rounding.
+        batch_size: images at once; changes no picture by more than rounding. None: 16 on a CPU, whose caches hold no
+            more guided ones, else 64.
     """
 
     negative: Strategy = "far"
@@ -45,7 +47,7 @@ class Sampling:
     sampler: Sampler = "ddim"
     steps: int = 50
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Raise a UserError where a value is out of range."""
@@ -55,8 +57,15 @@ class Sampling:
             raise UserError(f"sampler: expected ddpm, ddim or dpm++, found {self.sampler!r}")
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise UserError(f"scale: expected a number of at least 0, found {self.scale}")
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"steps, batch size: expected at least 1, found {self.steps}, {self.batch_size}")
+        for name, value in (("steps", self.steps), ("batch size", self.batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected at least 1, found {value}")
+
+    def images_at_once(self, device: torch.device) -> int:
+        """Return the batch size on `device`."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return _BATCH_ON_CPU if device.type == "cpu" else _BATCH
 
 
 def image_seed(seed: int, identity: str, number: int) -> int:
@@ -176,9 +185,9 @@ def sample_images(
         )
     unit = unit_contexts(contexts)[0]
     away = unit_contexts(negatives)[0] if guided and negatives is not None else None
-    parts = []
-    for start in range(0, len(unit), sampling.batch_size):
-        part = slice(start, start + sampling.batch_size)
+    parts, size = [], sampling.images_at_once(model.device)
+    for start in range(0, len(unit), size):
+        part = slice(start, start + size)
         generators, noise = draw_noise(model, seeds[part])
         wanted = unit[part].to(model.device)
         positive = model.denoiser.embed(wanted)

@@ -17,7 +17,7 @@ from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.writers import check_output
 from diffinf.errors import UserError
 from diffinf.features.persons import PersonEmbedder
-from diffinf.generate.contexts import identity_contexts, random_contexts
+from diffinf.generate.contexts import identity_contexts, random_contexts, unit_contexts
 from diffinf.generate.folder import Order
 from diffinf.generate.model import ContextGenerator
 from diffinf.stages.measuring import saved_arrays
@@ -27,6 +27,9 @@ T = TypeVar("T", int, float)
 
 EMBEDDER = "embedder"  # folder below the generator's
 EMBEDDINGS = ("embeddings", "embedding", "features", "contexts", "context")
+_EXPECTED = (
+    "expected train, a file (.npy, .npz, .parquet), random:N, reference:DATASET or perturb:DEGREES:SOURCE"
+)
 IDS = ("id", "ids", "context_id", "identity", "identities")
 
 
@@ -41,17 +44,23 @@ def read_order(
 ) -> Order:
     """Return the contexts that `text` names: train, a file, random:N, reference:DATASET, perturb:DEGREES:SOURCE.
 
+    DEGREES is an angle, or two with a hyphen between them.
+
     Raises:
         UserError: the text is none of these, what it names cannot be read, or `out` lies in the dataset it names.
     """
     kind, _, rest = text.partition(":")
     if kind == "perturb":
         degrees, _, source = rest.partition(":")
-        angle = _number(text, degrees, float)
-        if not 0 <= angle <= 180:
-            raise UserError(f"--contexts {text}: expected an angle from 0 to 180 degrees")
+        least, hyphen, largest = degrees.partition("-")
+        low = _number(text, least, float)
+        high = _number(text, largest, float) if hyphen else low
+        if not 0 <= low <= high <= 180:
+            raise UserError(
+                f"--contexts {text}: expected an angle from 0 to 180 degrees, or two such as 0-60, the smaller first"
+            )
         order = read_order(model, folder, source or "train", per_context, seed, device, out)
-        return order._replace(perturb=angle)
+        return order._replace(perturb=(low, high) if hyphen else low)
     if kind == "random":
         vectors = random_contexts(_number(text, rest, int), model.context_size, seed)
         return Order(vectors, [f"{row:06d}" for row in range(len(vectors))], per_context)
@@ -64,7 +73,18 @@ def read_order(
                 "--contexts train: the model has learned none; name a file, random:N or reference:DATASET"
             )
         return Order(model.denoiser.contexts().cpu(), model.context_names, per_context)
-    vectors, ids = _saved(Path(text))
+    path = Path(text)
+    if path.is_dir():
+        raise UserError(
+            f"--contexts {text}: a folder; write reference:{text} for the persons of a dataset, or name a file"
+        )
+    if not path.exists():
+        raise UserError(f"--contexts {text}: no such file; {_EXPECTED}")
+    vectors, ids = _saved(path)
+    try:
+        unit_contexts(vectors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return Order(vectors, ids or [f"{row:06d}" for row in range(len(vectors))], per_context)
 
 
@@ -107,7 +127,16 @@ def read_embeddings(path: Path, ids: list[str]) -> Tensor:
             f"{path}: {len(missing)} of {len(ids)} training samples are not among its ids, {missing[0]!r} the first; "
             "expected columns id and embedding"
         )
-    return vectors[torch.tensor([place[id_] for id_ in ids])]
+    chosen = vectors[torch.tensor([place[id_] for id_ in ids])]
+    length = chosen.norm(dim=1)
+    usable = length.isfinite() & (length > 0)
+    if not usable.all():
+        first = ids[int(usable.int().argmin())]
+        raise UserError(
+            f"{path}: {int((~usable).sum())} of the {len(ids)} embeddings of training samples hold NaN or infinity, or "
+            f"are 0 throughout, that of {first!r} the first; embed these samples anew, or leave them out of the dataset"
+        )
+    return chosen
 
 
 def _saved(path: Path) -> tuple[Tensor, list[str] | None]:
@@ -143,6 +172,4 @@ def _number(text: str, number: str, kind: Callable[[str], T]) -> T:
     try:
         return kind(number)
     except ValueError as error:
-        raise UserError(
-            f"--contexts {text}: expected train, a file, random:N, reference:DATASET or perturb:DEGREES:SOURCE"
-        ) from error
+        raise UserError(f"--contexts {text}: {_EXPECTED}") from error

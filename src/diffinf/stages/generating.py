@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -74,6 +75,11 @@ def train_generator_on(
     Raises:
         UserError: the dataset lacks what the condition needs, or `out` holds another training or lies in the dataset.
     """
+    if embeddings is not None and config.generator.condition != "embedding":
+        raise UserError(
+            f"--embeddings are for --condition embedding, and generator.condition is {config.generator.condition}: "
+            "change one of them"
+        )
     team = Team()
     dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     shapes = [dataset.fingerprint, dataset.image_size, dataset.channels, dataset.icc]
@@ -91,6 +97,11 @@ def train_generator_on(
         asked = gather(
             dataset, config.generator, embeddings=embeddings, embedder=out / EMBEDDER, device=device
         )
+        if team.leads and len(asked.names) == 1:
+            note(
+                f"all training pictures show {asked.names[0]!r}: the generator learns to tell nobody apart, and "
+                "pictures of this one context can have --negative none or null alone"
+            )
         train_generator(
             asked.images,
             asked.who,
@@ -160,7 +171,8 @@ def generate(
     Args:
         folder: of the generator.
         out: folder to write; see `diffinf.generate.folder`.
-        contexts: train, a file, random:N, reference:DATASET, or perturb:DEGREES:ONE_OF_THESE.
+        contexts: train, a file, random:N, reference:DATASET, or perturb:DEGREES:ONE_OF_THESE; DEGREES may be two,
+            such as 0-60.
         per_context: images of each context.
         sampling: how.
         identity_guidance: strength of the guidance by the embedder that was trained with the generator; 0: none.
@@ -185,7 +197,7 @@ def generate(
     guidance = _identity_guidance(folder, order.contexts, identity_guidance, where)
     request = {
         "model": file_sha256(folder / LAYOUT.description),
-        "contexts": stage_key(list(order.ids), order.contexts.tolist(), order.perturb),
+        "contexts": stage_key(list(order.ids), _digest(order.contexts), order.perturb),
         "sampling": {**asdict(sampling), "schedule": str(sampling.schedule), "batch_size": None},
         "identity_guidance": None if guidance is None else [identity_guidance, _embedder_key(folder)],
     }
@@ -307,6 +319,10 @@ def _claim_output(out: Path, request: dict[str, Any], fresh: bool) -> None:
         raise UserError(f"{out}: not empty, and not of this command; choose another folder")
     (out / TABLE).unlink(missing_ok=True)
     write_json(out / REQUEST, plain)
+
+
+def _digest(contexts: Tensor) -> str:
+    return hashlib.sha256(contexts.float().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _together(team: Team) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from diffinf.data import FaceDataset, check_output, open_dataset
 from diffinf.data.inspect.sheet import Tile, picture_sheet, tiles_of
 from diffinf.errors import UserError
 from diffinf.evaluate.rca import RelativeClassificationAccuracy, relative_classification_accuracy
-from diffinf.generate.folder import IMAGES, TABLE
+from diffinf.generate.folder import TABLE
 from diffinf.report.confusions import MatrixPair, draw_confusions
 from diffinf.run import atomic_path, make_directory, write_json
 from diffinf.stages.oracle import Lesson, Oracle, digests_of, load_oracle, make_lesson, train_oracle
@@ -114,11 +114,13 @@ def measure_rca(
         )
     data = _classes_across_splits(config.data)
     real, rows = _real(config, data, real_split, trains=train is None and oracle is None)
-    if (
-        generated / TABLE
-    ).exists():  # what `generate` wrote: its table says what was asked for, its folders too
-        generated = generated / IMAGES
-    made = open_dataset(generated, generated_data or DataConfig(), seed=config.seed, to_measure=True)
+    reading = generated_data or DataConfig()
+    if (generated / TABLE).exists():
+        # What `generate` wrote. Its folders are named after the identities too, but not letter by letter.
+        generated = generated / TABLE
+        label = "context_id" if reading.label == DataConfig().label else reading.label
+        reading = reading.model_copy(update={"label": label, "image": "file"})
+    made = open_dataset(generated, reading, seed=config.seed, to_measure=True)
     for dataset in (real, made):
         check_output(dataset, out)
     device = resolve_device(config.device)
@@ -129,7 +131,10 @@ def measure_rca(
     )
     names = known.spec.class_names
     # Before anything is trained or read: it may take long.
-    truth, asked = _codes(real, rows, names), _codes(made, everything := np.arange(len(made)), names)
+    truth, asked = (
+        _codes(real, rows, names),
+        _codes(made, everything := np.arange(len(made)), names, persons=real.identities),
+    )
     if not len(np.intersect1d(truth, asked)):
         raise UserError(
             f"{made.source.name} and {real.source.name}: no class has both generated and real images; name the "
@@ -193,8 +198,10 @@ def _lesson(
     return lesson
 
 
-def _codes(dataset: FaceDataset, rows: Ints, names: Sequence[str]) -> Ints:
-    """The classes of rows (N,) as the oracle numbers them."""
+def _codes(
+    dataset: FaceDataset, rows: Ints, names: Sequence[str], persons: Collection[str] | None = None
+) -> Ints:
+    """The classes of rows (N,) as the oracle numbers them; `persons` are those of the real images, for the error."""
     codes = {name: code for code, name in enumerate(names)}
     own = np.array([codes.get(name, -1) for name in dataset.class_names], dtype=np.int64)
     labels = dataset.labels[rows]
@@ -202,9 +209,15 @@ def _codes(dataset: FaceDataset, rows: Ints, names: Sequence[str]) -> Ints:
     if unknown:
         some = ", ".join(f"{name!r} ({n} images)" for name, n in sorted(unknown.items())[:5])
         known = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
+        advice = "name the classes alike, or take an oracle of these classes"
+        if persons is not None and set(unknown) <= set(persons):
+            advice = (
+                "they are persons of the real images: name their column with --label, and give --identity '' and "
+                "--split ''"
+            )
         raise UserError(
             f"{dataset.source.name}: {len(unknown)} classes that the oracle does not know: {some}; it knows {known}: "
-            "name the classes alike, or take an oracle of these classes"
+            f"{advice}"
         )
     return own[labels]
 

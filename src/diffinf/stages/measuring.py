@@ -99,6 +99,10 @@ def measure_fidelity(
     """
     if held_out is not None and train is None:
         raise UserError("--held-out says how many copies of training images to expect: give --train too")
+    if per_class and (bare := [path for path in (real, generated) if path.suffix == ".npy"]):
+        raise UserError(
+            f"{bare[0]}: an .npy has no labels for --by-class; give an .npz or a Parquet file with features and labels"
+        )
     files = [saved_arrays(path) for path in (real, generated)]
     x, y = (_pick(path, arrays, FEATURES) for path, arrays in zip((real, generated), files, strict=True))
     labels = [
@@ -164,6 +168,8 @@ def saved_arrays(
     Raises:
         UserError: the file is missing, damaged, of another kind, or holds Python objects.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; expected an .npy, an .npz or a .parquet file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".parquet":
