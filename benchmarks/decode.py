@@ -5,6 +5,9 @@
 Two hundred smooth noisy pictures, made with seed 0: JPEG of 178 x 218 pixels in colour (quality 90, 4:2:0) and PNG of
 48 x 48 in grey. "Image" is a library's own decoded image, what it needs to go on; "array" is a uint8 array in NumPy.
 The CPU time of the fastest of interleaved rounds, one thread; "threads" is the time on the clock of diffinf's pool.
+"Dataset" is what a run does before it trains, as CPU time of all threads: to open class folders of 2,000 such files,
+which checks every image, and to decode all to squares of 64 or 48 pixels; without a cache, filling one, and from a
+full one.
 Damaged PNG files end the process inside torchvision's decoder (0.29), so it is timed here and used nowhere.
 """
 
@@ -15,13 +18,18 @@ import importlib
 import io
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from diffinf import progress
+from diffinf.config import DataConfig
+from diffinf.data import open_dataset
 from diffinf.data.images import decode_image, in_threads
 
 MAX_PIXELS = 50_000_000
@@ -110,6 +118,42 @@ def _threads(files: list[bytes], rounds: int) -> float:
     return len(many) / best
 
 
+def _passes(files: list[bytes], suffix: str, size: int, channels: int) -> dict[str, dict[str, float]]:
+    """CPU seconds to open a dataset and to have its pixels, and bytes of the cache."""
+    with TemporaryDirectory() as place:
+        root = Path(place) / "faces"
+        for number in range(10 * len(files)):
+            folder = root / ("a", "b")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            file = files[number % len(files)]
+            # Each another file with the same picture: a comment, or what follows the end of a picture.
+            (folder / f"{number:05}{suffix}").write_bytes(_with_number(file, number))
+        found: dict[str, dict[str, float]] = {}
+        expected: Any = None
+        for name in ("no cache", "first", "second"):
+            config = DataConfig(cache="none" if name == "no cache" else Path(place) / "cache")
+            start = time.process_time()
+            dataset = open_dataset(root, config)
+            opened = time.process_time()
+            pixels = dataset.images(size=size, channels=channels).numpy()
+            found[name] = {"open": opened - start, "pixels": time.process_time() - opened}
+            expected = pixels if expected is None else expected
+            if not np.array_equal(pixels, expected):
+                raise SystemExit(f"{name}: other pixels than without a cache")
+        kept = sum(file.stat().st_size for file in (Path(place) / "cache").rglob("*.npz"))
+        found["cache"] = {"megabytes": kept / 1e6, "of pixels": pixels.nbytes / 1e6}
+    return found
+
+
+def _with_number(file: bytes, number: int) -> bytes:
+    """The same picture in a file of its own: a number as a comment."""
+    text = f"{number:08}".encode()
+    if file.startswith(b"\xff\xd8"):
+        return file[:2] + b"\xff\xfe" + (2 + len(text)).to_bytes(2) + text + file[2:]
+    body = b"tEXtn\0" + text
+    return file[:33] + (len(body) - 4).to_bytes(4) + body + zlib.crc32(body).to_bytes(4) + file[33:]
+
+
 def main() -> None:
     """Time and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -118,6 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures there as well")
     given = parser.parse_args()
+    progress.set_quiet(True)
     sets = {
         "JPEG 178 x 218": ("JPEG", _pictures(178, 218, "RGB", "JPEG", 200, quality=90)),
         "PNG 48 x 48": ("PNG", _pictures(48, 48, "L", "PNG", 200)),
@@ -137,6 +182,14 @@ def main() -> None:
             listed = ", ".join(f"{library} {rate:,.0f}" for library, rate in found.items())
             print(f"  {name}: {listed}; diffinf is at {ours / found[fastest]:.0%} of the fastest, {fastest}")
         print(f"  threads: {report[title]['threads']:,.0f}")
+        suffix, size, channels = (".jpg", 64, 3) if kind == "JPEG" else (".png", 48, 1)
+        passes = report[title]["dataset"] = _passes(files, suffix, size, channels)
+        for name in ("no cache", "first", "second"):
+            whole = sum(passes[name].values())
+            listed = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in passes[name].items())
+            share = whole / sum(passes["no cache"].values())
+            print(f"  dataset, {name}: {listed}; {share:.0%} of the time without a cache")
+        print(f"  cache: {passes['cache']['megabytes']:.1f} MB")
     if given.json:
         given.json.write_text(json.dumps(report, indent=2))
 

@@ -26,6 +26,7 @@ from diffinf.classify.crossfit import cross_fit
 from diffinf.classify.model import to_input
 from diffinf.classify.train import load_checkpoints, train_classifier
 from diffinf.config import PresetName, RunConfig, make_config
+from diffinf.data.cache import open_cache
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
@@ -82,8 +83,9 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         check_noise_levels(
             config.repair, config.autoencoder.max_depth, partial(most_steps, default_scheduler())
         )
-    dataset = open_dataset(config.dataset, config.data, seed=config.seed)
     path = out or default_directory(config)
+    cache = open_cache(config.data, path)
+    dataset = open_dataset(config.dataset, config.data, seed=config.seed, cache=cache)
     team = Team()
     if not team.leads:
         return _help(team, config, dataset, path)
@@ -93,6 +95,8 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
     run = Run.create(path, config, dataset.fingerprint, fresh=fresh)
     with run.lock():
         run.sweep()
+        if cache is not None:
+            cache.release()
         workspace = Workspace(run, dataset, team)
         _check_labels(workspace)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
@@ -124,6 +128,8 @@ def _check_labels(workspace: Workspace) -> None:
 def _help(team: Team, config: RunConfig, dataset: FaceDataset, path: Path) -> Run:
     """Compute this process's part of the work that the leader calls to, each time it calls."""
     while (work := team.called()) is not None:
+        if dataset.cache is not None:  # the leader has made the run by now
+            dataset.cache.release()
         workspace = Workspace(Run.open(path), dataset, team)
         if work == "self-influence":
             _influence_values(workspace)
@@ -164,7 +170,7 @@ def repair_dataset(
 
 def default_directory(config: RunConfig) -> Path:
     """Return runs/NAME-KEY, where KEY hashes data settings and seed: other settings continue the run."""
-    data = config.data.model_dump(mode="json", exclude={"groups"})  # no stage reads them
+    data = config.data.model_dump(mode="json", exclude={"groups", "cache", "cache_gb"})  # change no result
     key = stage_key(config.dataset, data, config.seed)
     return Path("runs") / f"{Path(config.dataset).stem}-{key[:8]}"
 

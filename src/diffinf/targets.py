@@ -70,6 +70,8 @@ def execute_targets(
         )
     make_directory(path)
     known = read_json(path / _STATE)["read"] if (path / _STATE).exists() else {}
+    if config.data.cache == "run":  # of all attributes together: they show the same images
+        config = _changed(config, data={"cache": (path / ".cache").absolute()})
     dataset, before, runs = config.dataset, "", dict[str, Run]()
     for name in names:
         folder = path / FOLDER / quote(name, safe=" ")

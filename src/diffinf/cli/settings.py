@@ -115,8 +115,9 @@ def changed_settings(run: Path, config: Any) -> list[str]:
     if not Run.exists(run):
         return []
     old, new = (_flat(each.model_dump(mode="json")) for each in (Run.open(run).config, config))
-    # What does not say what is computed: the dataset is checked by its content, a device may change.
-    names = [name for name in new if name not in ("dataset", "preset", "device")]
+    # What does not say what is computed: the dataset is checked by its content, a device or the cache may change.
+    same = ("dataset", "preset", "device", "data.cache", "data.cache_gb")
+    names = [name for name in new if name not in same]
     return [f"{name}: {old.get(name)} -> {new[name]}" for name in names if old.get(name) != new[name]]
 
 

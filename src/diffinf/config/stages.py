@@ -86,6 +86,16 @@ class DataConfig(StageConfig):
     channels: Literal[1, 3] | None = Field(None, description="1 grey, 3 colour; none: what the images have")
     max_pixels: int = Field(50_000_000, ge=1, description="larger images are quarantined instead of decoded")
     icc: bool = Field(False, description="convert colours by the images' profiles to sRGB")
+    cache: Path | Literal["run", "none"] = Field(
+        "run",
+        description="where decoded images are kept: run: in the run's directory; a folder, which runs may share; none",
+    )
+    cache_gb: float = Field(4, gt=0, description="most gigabytes of them; what was not used for longest goes")
+
+    @field_validator("cache")
+    @classmethod
+    def _absolute(cls, place: Path | str) -> Path | str:
+        return place.expanduser().absolute() if isinstance(place, Path) else place
 
     @field_validator("order")
     @classmethod

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffinf.data.images import UnreadableImageError, decode_image, in_threads, square
+from diffinf.data.cache import FEWEST, FILE_BYTES, DecodeCache, open_cache
+from diffinf.data.checks import (
+    CheckedImage,
+    check_classes,
+    check_ids,
+    check_lengths,
+    name_of,
+    verify_images,
+)
+from diffinf.data.images import UnreadableImageError, decode_image, decode_square, in_threads
 from diffinf.data.readers import SPLITS, DatasetSource, ImageStore, Quarantined, Records, read_records
-from diffinf.data.readers.base import printable
 from diffinf.data.readers.classes import name_classes
 from diffinf.data.readers.columns import ColumnFiles, to_numpy
-from diffinf.data.readers.labels import spelling_variants
 from diffinf.data.readers.votes import tally
 from diffinf.data.splits import assign_splits, given_splits, limited
 from diffinf.data.votes import Votes
 from diffinf.errors import UserError
-from diffinf.progress import note, progress_bar
+from diffinf.progress import note
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +38,6 @@ if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
 IMAGE_SIZES = (32, 48, 64, 96, 128)
-_LONGEST = 1000  # characters of an id, a label, a person, a group
-_MANY_CLASSES = 20  # numbers as classes: probably to be cut into bins
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,7 @@ class FaceDataset:
         icc: colours are converted by the images' profiles to sRGB.
         truth_columns: see `truth`.
         link: "copy" or "hard", how untouched files come into the refined dataset.
+        cache: where decoded images are kept, if anywhere.
     """
 
     ids: NDArray[np.str_]
@@ -91,6 +96,7 @@ class FaceDataset:
     votes: Votes | None = None
     carried: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     link: Literal["copy", "hard"] = "copy"
+    cache: DecodeCache | None = None
 
     def __len__(self) -> int:
         """N."""
@@ -134,6 +140,8 @@ class FaceDataset:
     ) -> torch.Tensor:
         """Decode rows to squares: the largest centred square, resized with antialiasing.
 
+        What `cache` holds is read from there: pixels of the file as it was when the dataset was opened.
+
         Args:
             indices: rows, in any order, repeated or not; None = all N.
             size: side in pixels.
@@ -151,15 +159,42 @@ class FaceDataset:
             raise ValueError(f"channels is {channels}; expected 1 or 3")
         rows = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64).reshape(-1)
         pixels = np.empty((len(rows), channels, size, size), dtype=np.uint8)
-
-        def work(slots: list[int]) -> None:
-            for slot in slots:
-                image = self.image(int(rows[slot]), least_side=2 * size)
-                pixels[slot] = square(image, size=size, channels=channels)
-
         front_to_back = np.argsort(self.positions[rows], kind="stable")  # of the source: fewer seeks
-        in_threads(work, [int(slot) for slot in front_to_back])
+        if self.cache is None or len(rows) < FEWEST:  # a few are decoded sooner than looked up
+            self._decode(rows, front_to_back, pixels)
+            return torch.from_numpy(pixels)
+        shelf = self.cache.pixels(size, channels, self.icc)
+        found = shelf.take([self.sha256[row] for row in rows], pixels)
+        missing = front_to_back[~found[front_to_back]]
+        at_once = max(FEWEST, FILE_BYTES // (channels * size * size))  # a kill costs no more than these
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            part = part[self._decode(rows, part, pixels)]
+            shelf.add([self.sha256[row] for row in rows[part]], pixels[part])
         return torch.from_numpy(pixels)
+
+    def _decode(
+        self, rows: NDArray[np.int64], slots: NDArray[np.int64], pixels: NDArray[np.uint8]
+    ) -> NDArray[np.bool_]:
+        """Decode `rows[slots]` to `pixels[slots]`; returns which files are those that were opened."""
+        _, channels, size, _ = pixels.shape
+        options: dict[str, Any] = {"size": size, "channels": channels}
+        options |= {"max_pixels": self.max_pixels, "icc": self.icc}
+
+        def work(chunk: list[int]) -> list[bool]:
+            same = []
+            for slot in chunk:
+                row = int(rows[slot])
+                data = self.encoded(row)
+                try:
+                    pixels[slot] = decode_square(data, **options)
+                except UnreadableImageError as error:
+                    raise self._gone(row, error) from error
+                same.append(self.cache is not None and hashlib.sha256(data).hexdigest() == self.sha256[row])
+            return same
+
+        parts = in_threads(work, slots.tolist())
+        return np.array([same for part in parts for same in part], dtype=bool)
 
     def truth(self) -> dict[str, NDArray[Any]]:
         """The columns that hold the truth, read from the source now: for `evaluate`, never for training.
@@ -205,7 +240,12 @@ class FaceDataset:
 
 
 def open_dataset(
-    path: Path | str, config: DataConfig, *, seed: int = 0, to_measure: bool = False
+    path: Path | str,
+    config: DataConfig,
+    *,
+    seed: int = 0,
+    to_measure: bool = False,
+    cache: DecodeCache | None = None,
 ) -> FaceDataset:
     """Open a dataset in any layout that `diffinf.data.readers.READERS` knows.
 
@@ -218,6 +258,7 @@ def open_dataset(
         seed: decides which samples a `limit` keeps.
         to_measure: nothing is to be repaired: a class may be small, or the only one, and where no splits are
             given all is "test".
+        cache: where decoded images are kept; none: the folder `config.cache` where it names one.
 
     Raises:
         UserError: nothing at `path`, a column that is not there, no label, an id that occurs twice, a path
@@ -229,15 +270,16 @@ def open_dataset(
             f"{path}: data.votes and data.annotators name columns of a table, and the layout "
             f"{records.source.layout} has none; leave them out"
         )
-    _check_lengths(records, config)
-    _check_ids(records)
+    check_lengths(records, config)
+    check_ids(records)
     notes = name_classes(records, config)
     sound = [row for row in range(len(records.ids)) if row not in records.faults]
     splits, decided = given_splits(records) if to_measure else assign_splits(records, sound)
     if not to_measure:
-        _check_classes(records, sound, splits, "")
+        check_classes(records, sound, splits, "")
     kept = _kept(records, sound, splits, config.limit, seed)
-    checked, quarantine = _verify(records, kept, config)
+    cache = cache or open_cache(config)
+    checked, quarantine = verify_images(records, kept, config, cache)
     rows = sorted(checked, key=lambda row: records.ids[row])
     if not rows:
         first = next(iter(quarantine.values()))
@@ -249,10 +291,11 @@ def open_dataset(
     if config.limit is not None:
         hint += f" (--limit {config.limit}: raise it)"
     if not to_measure:
-        _check_classes(records, rows, splits, hint)
+        check_classes(records, rows, splits, hint)
     for row, reason in records.faults.items():
-        quarantine[row] = Quarantined(records.ids[row], _name(records, row), reason)
-    return _assemble(records, rows, splits, checked, quarantine, [*records.notes, *decided, *notes], config)
+        quarantine[row] = Quarantined(records.ids[row], name_of(records, row), reason)
+    said = [*records.notes, *decided, *notes]
+    return replace(_assemble(records, rows, splits, checked, quarantine, said, config), cache=cache)
 
 
 def _kept(
@@ -263,97 +306,6 @@ def _kept(
     labels = [str(records.labels[row]) for row in sound]
     chosen = limited(ids, [splits[row] for row in sound], labels, limit or len(sound), seed)
     return [sound[number] for number in chosen]
-
-
-@dataclass(frozen=True)
-class _Checked:
-    sha256: str
-    short_side: int
-    grey: bool
-
-
-def _verify(
-    records: Records, rows: list[int], config: DataConfig
-) -> tuple[dict[int, _Checked], dict[int, Quarantined]]:
-    """Decode every image once; what fails is quarantined."""
-
-    def work(chunk: list[int]) -> list[tuple[int, _Checked | Quarantined]]:
-        results: list[tuple[int, _Checked | Quarantined]] = []
-        for row in chunk:
-            try:
-                data = records.images.read(row)
-                image = decode_image(data, max_pixels=config.max_pixels, icc=config.icc)
-            except UnreadableImageError as error:
-                results.append((row, Quarantined(records.ids[row], _name(records, row), str(error))))
-            else:
-                digest = hashlib.sha256(data).hexdigest()
-                results.append((row, _Checked(digest, min(image.size), image.mode == "L")))
-        return results
-
-    checked: dict[int, _Checked] = {}
-    quarantine: dict[int, Quarantined] = {}
-    with progress_bar("check images", len(rows)) as advance:
-        for results in in_threads(work, rows, done=advance):
-            for row, result in results:
-                if isinstance(result, Quarantined):
-                    quarantine[row] = result
-                else:
-                    checked[row] = result
-    return checked, quarantine
-
-
-def _check_lengths(records: Records, config: DataConfig) -> None:
-    """Refuse texts that no name can be: an array of N strings takes the room of the longest one N times."""
-    columns: dict[str, Sequence[str | None]] = {"id": records.ids, f"label {config.label!r}": records.labels}
-    if records.identities is not None:
-        columns["identity"] = records.identities
-    columns |= {f"group {name!r}": values for name, values in records.groups.items()}
-    for title, values in columns.items():
-        for row, text in enumerate(values):
-            if text is not None and len(text) > _LONGEST:
-                raise UserError(
-                    f"{records.places[row]}: {title} has {len(text):,} characters, {text[:40]!r} ...; expected"
-                    f" at most {_LONGEST:,}: shorten it, or name another column"
-                )
-
-
-def _check_ids(records: Records) -> None:
-    seen: dict[str, int] = {}
-    for row, sample in enumerate(records.ids):
-        if sample in seen:
-            raise UserError(
-                f"{records.places[row]}: id {sample!r} occurs twice, first in {records.places[seen[sample]]};"
-                " ids must be unique: remove one row, or name another column with --id"
-            )
-        seen[sample] = row
-
-
-def _name(records: Records, row: int) -> str:
-    """What a quarantined sample is called: its path, else where its row is."""
-    return printable(records.images.name(row)) or records.places[row]
-
-
-def _check_classes(records: Records, rows: Sequence[int], splits: Sequence[str], hint: str) -> None:
-    """Every class needs two training samples: to be learned in one fold and judged in another."""
-    present = {str(records.labels[row]) for row in rows}
-    counts = Counter(str(records.labels[row]) for row in rows if splits[row] == "train")
-    few = sorted(label for label in present if counts[label] < 2)
-    if few:
-        amount = "1 sample" if counts[few[0]] else "no sample"
-        also = f"; so have {', '.join(few[1:])}" if few[1:] else ""
-        advice = "add samples, or merge or remove the class"
-        if len(present) > _MANY_CLASSES and all(label.isdecimal() for label in present):
-            advice = "cut the numbers into classes with data.bins"
-        elif spelling_variants([*present]):
-            advice = "take spellings of a class together with data.normalise_labels=true"
-        raise UserError(
-            f"{records.source.name}: class {few[0]!r} has {amount} in train{hint}, expected at least 2{also}:"
-            f" {advice}"
-        )
-    if len(present) < 2:
-        raise UserError(
-            f"{records.source.name}: the only label is {present.pop()!r}; expected several classes"
-        )
 
 
 def _sort_classes(labels: set[str]) -> tuple[str, ...]:
@@ -368,7 +320,7 @@ def _assemble(
     records: Records,
     rows: Sequence[int],
     splits: Sequence[str],
-    checked: dict[int, _Checked],
+    checked: dict[int, CheckedImage],
     quarantine: dict[int, Quarantined],
     notes: Sequence[str],
     config: DataConfig,

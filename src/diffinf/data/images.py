@@ -251,6 +251,21 @@ def square(image: Image.Image, *, size: int, channels: int) -> np.ndarray[Any, n
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def decode_square(
+    data: bytes, *, size: int, channels: int, max_pixels: int, icc: bool = False
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Decode to what networks see: `decode_image`, a large JPEG at a reduced scale, then `square`.
+
+    Returns:
+        uint8 (channels, size, size).
+
+    Raises:
+        UnreadableImageError: as `decode_image`.
+    """
+    image = decode_image(data, max_pixels=max_pixels, least_side=2 * size, icc=icc)
+    return square(image, size=size, channels=channels)
+
+
 def reencode(png: bytes, suffix: str) -> bytes:
     """PNG bytes in the format that a file name's `suffix` (".jpg") promises.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffinf.data.cache import open_cache
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.errors import UserError
 from diffinf.run import Run, read_table, write_json
@@ -42,7 +43,9 @@ def restore_originals(
         chosen, unchanged = _chosen(run, ids, reasons, everything)
         if chosen or not run.is_done("refine"):
             config = run.config
-            dataset = open_dataset(config.dataset, config.data, seed=config.seed)
+            dataset = open_dataset(
+                config.dataset, config.data, seed=config.seed, cache=open_cache(config.data, run.path)
+            )
             _check_source(run, dataset, chosen)
             # First what is wanted, then the work: a kill in between leaves a stage that knows it is not finished.
             wanted = {*restored_ids(run), *(row["id"] for row in chosen)}
