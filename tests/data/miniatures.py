@@ -291,11 +291,13 @@ def make_imagefolder(root: Path, suffix: str = "csv") -> Path:
         for index in range(count):
             put(root / split / "img" / f"{index:03}.png", picture(index + (500 if split == "test" else 0)))
             rows.append({"file_name": f"img/{index:03}.png", "label": CLASSES[index % 3], "age": 20 + index})
-        if suffix == "csv":
+        if suffix == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), root / split / "metadata.parquet")
+        elif suffix == "csv":
             text = "\n".join(["file_name,label,age", *(",".join(map(str, r.values())) for r in rows)])
+            put(root / split / "metadata.csv", text + "\n")
         else:
-            text = "\n".join(json.dumps(row) for row in rows)
-        put(root / split / f"metadata.{suffix}", text + "\n")
+            put(root / split / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
@@ -420,6 +422,13 @@ PUBLIC = {
         ("20-29", "30+"),
         "test/img/000.png",
         config={"label": "age", "bins": [20, 30]},
+        splits=True,
+    ),
+    "imagefolder parquet": Public(
+        lambda root: make_imagefolder(root, "parquet"),
+        "imagefolder",
+        SORTED,
+        "test/img/000.png",
         splits=True,
     ),
     "jsonl": Public(

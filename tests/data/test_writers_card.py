@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 
@@ -13,7 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from miniatures import CLASSES, make_fer2013, make_folders, make_rows, make_table, picture
+from miniatures import (
+    CLASSES,
+    make_fer2013,
+    make_ferplus,
+    make_folders,
+    make_huggingface,
+    make_rows,
+    make_table,
+    picture,
+)
 from PIL import Image
 
 from diffinf.cli import main
@@ -132,6 +143,87 @@ def test_imagefolder_holds_every_image_once(tmp_path: Path) -> None:
     )
 
 
+def exported(folder: Path) -> dict[str, dict[str, object]]:
+    """Rows of exported tables by id."""
+    return {
+        row["id"]: row
+        for file in sorted(folder.rglob("*.parquet"))
+        for row in read_table(file)
+        .drop_columns("image" if "image" in read_table(file).column_names else [])
+        .to_pylist()
+    }
+
+
+@pytest.mark.parametrize("write", [export_parquet, export_imagefolder])
+def test_other_columns_come_along(tmp_path: Path, write: Callable[..., object]) -> None:
+    rows = make_rows(60)
+    rows = [{**row, "action": "x", "id": f"p{index:02}"} for index, row in enumerate(rows)]
+    config = DataConfig(split="subset", identity="person", truth=["votes"])
+    dataset = open_dataset(make_table(tmp_path / "a", rows), config)
+    write(dataset, tmp_path / "out", {"p00": "edited"})
+    found = exported(tmp_path / "out")
+    assert len(found) == 60
+    for row in rows:
+        got = found[row["id"]]
+        assert got["remark"] == row["remark"] and got["truth_label"] == row["truth_label"]
+        assert (got["votes"], got["identity"], got["source_action"]) == (
+            str(row["votes"]),
+            row["person"],
+            "x",
+        )
+        assert "subset" not in got and "person" not in got
+    assert found["p00"]["action"] == "edited"
+    again = open_dataset(tmp_path / "out", DataConfig(truth=["votes"]))
+    assert again.ids.tolist() == dataset.ids.tolist() and again.sha256 == dataset.sha256
+    assert again.splits.tolist() == dataset.splits.tolist() and again.class_names == dataset.class_names
+    np.testing.assert_array_equal(again.labels, dataset.labels)
+    np.testing.assert_array_equal(again.truth_labels(), dataset.truth_labels())
+
+
+def test_other_columns_keep_their_types(tmp_path: Path) -> None:
+    dataset = open_dataset(
+        make_huggingface(tmp_path / "a.parquet", make_rows(60)), DataConfig(split="subset", votes=[])
+    )
+    export_parquet(dataset, tmp_path / "out")
+    schema = pq.read_schema(next((tmp_path / "out" / "data").glob("train-*")))
+    assert schema.field("votes").type == pa.list_(pa.int8(), 2)
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["votes"]["length"] == 2 and features["label"]["names"] == list(CLASSES)
+
+
+def test_votes_beside_a_table_and_numbers_under_bins_come_along(tmp_path: Path) -> None:
+    rows = [{**row, "label": str(10 * (index % 3) + index % 2)} for index, row in enumerate(make_rows(60))]
+    dataset = open_dataset(make_table(tmp_path / "a", rows), DataConfig(bins=[0, 10, 20]))
+    export_parquet(dataset, tmp_path / "ages")
+    assert {row["source_label"] for row in exported(tmp_path / "ages").values()} == {
+        row["label"] for row in rows
+    }
+    dataset = open_dataset(make_ferplus(tmp_path / "b"), DataConfig())
+    export_imagefolder(dataset, tmp_path / "votes")
+    found = exported(tmp_path / "votes")
+    for row, sample in enumerate(dataset.ids.tolist()):
+        assert found[sample]["ferplus_votes"] == dataset.carried["ferplus_votes"][row].tolist()
+
+
+def test_an_exported_imagefolder_opens_with_datasets(tmp_path: Path) -> None:
+    import datasets
+
+    dataset = open_dataset(make_table(tmp_path / "a", make_rows(60)), DataConfig(split="subset"))
+    export_imagefolder(dataset, tmp_path / "out")
+    loaded = datasets.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache")
+    )
+    assert {name: len(part) for name, part in loaded.items()} == {
+        split: len(dataset.rows(split)) for split in ("train", "validation", "test")
+    }
+    assert loaded["train"].features["label"].names == list(dataset.class_names)
+    row = dataset.ids.tolist().index(loaded["test"][0]["id"])
+    assert loaded["test"][0]["label"] == dataset.labels[row] and "remark" in loaded["test"].column_names
+    np.testing.assert_array_equal(
+        np.asarray(loaded["test"][0]["image"]), dataset.images([row], size=16, channels=1)[0, 0]
+    )
+
+
 def test_grey_values_are_exported_as_png(tmp_path: Path) -> None:
     dataset = open_dataset(make_fer2013(tmp_path / "a"), DataConfig())
     paths = export_imagefolder(dataset, tmp_path / "out")
@@ -207,10 +299,10 @@ def test_issues_as_cleanlab_has_them(run: Run, tmp_path: Path) -> None:
     assert set(found.columns) <= {*rows[0], "sample_weight"}
 
 
-@pytest.mark.parametrize(("kind", "reader"), [("parquet", "table"), ("imagefolder", "folders")])
+@pytest.mark.parametrize(("kind", "reader"), [("parquet", "table"), ("imagefolder", "imagefolder")])
 def test_the_refined_dataset_in_another_layout(run: Run, tmp_path: Path, kind: str, reader: str) -> None:
     call("export", run.path, "--to", kind, tmp_path / "out")
-    again = open_dataset(tmp_path / "out", DataConfig(id="id" if kind == "parquet" else None))
+    again = open_dataset(tmp_path / "out", DataConfig(id="id"))
     own = open_dataset(run.refined, DataConfig())
     assert again.source.layout == reader and len(again) == len(own) == 34
     assert sorted(again.sha256) == sorted(own.sha256)

@@ -19,6 +19,7 @@ from diffinf.data.images import SUFFIXES
 from diffinf.data.readers import SPLITS
 from diffinf.data.readers.formats import SUFFIXES as TABLES
 from diffinf.data.readers.remote import is_url
+from diffinf.data.sample_columns import SampleColumns
 from diffinf.errors import UserError
 from diffinf.progress import progress_bar
 from diffinf.run import atomic_path, make_directory, read_table, writing
@@ -31,14 +32,17 @@ if TYPE_CHECKING:
 
 _ROWS = 500  # of a row group: some tens of megabytes of photographs at most
 _GREY_MAP = b"P5\n"
+_OF_SCORES = (
+    "id", "target", "label", "appears", "score", "flagged", "label_trust", "self_influence", "level", "distance",
+)  # fmt: skip
 
 
 def issues(run: Run) -> pa.Table:
     """One row a training sample, the most suspicious first: scores, and what became of the flagged.
 
     Columns: id, target, label, appears (what it looks like), score, flagged, label_trust (estimated P(label right)),
-    self_influence, then of edits.parquet status, reason and path (null where a sample was not flagged, or nothing has
-    been repaired yet).
+    self_influence, of ordered classes level and distance, then of edits.parquet status, reason and path (null where a
+    sample was not flagged, or nothing has been repaired yet).
 
     Raises:
         UserError: the run has no scores.
@@ -46,8 +50,7 @@ def issues(run: Run) -> pa.Table:
     import pyarrow as pa
 
     scores = read_table(run.scores)
-    names = ("id", "target", "label", "appears", "score", "flagged", "label_trust", "self_influence")
-    table = scores.select([name for name in names if name in scores.column_names])
+    table = scores.select([name for name in _OF_SCORES if name in scores.column_names])
     edits = {}
     if run.edits.exists():
         edits = {(row["id"], row["target"]): row for row in read_table(run.edits).to_pylist()}
@@ -128,8 +131,8 @@ def write_csv(table: pa.Table, out: Path) -> None:
 def export_parquet(dataset: FaceDataset, out: Path, actions: Mapping[str, str] | None = None) -> None:
     """Write Hugging Face Parquet: out/data/train-00000-of-00001.parquet ... and a card that names the splits.
 
-    Columns: id, image (bytes and path), label (ClassLabel), identity where it is known, the groups, and `action`, what
-    diffinf did to the sample, where `actions` tell.
+    Columns: id, image (bytes and path), label (ClassLabel), identity where it is known, the groups, `action`, what
+    diffinf did to the sample, where `actions` tell, and all others of the source, see `SampleColumns`.
 
     Args:
         dataset: what is written, usable samples alone.
@@ -142,17 +145,10 @@ def export_parquet(dataset: FaceDataset, out: Path, actions: Mapping[str, str] |
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts = _text_columns(dataset, actions)
-    features: dict[str, Any] = {
-        "id": {"dtype": "string", "_type": "Value"},
-        "image": {"_type": "Image"},
-        "label": {"names": list(dataset.class_names), "_type": "ClassLabel"},
-        **{name: {"dtype": "string", "_type": "Value"} for name in texts},
-    }
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    kinds = {"id": pa.string(), "image": image, "label": pa.int64(), **dict.fromkeys(texts, pa.string())}
-    described = {"huggingface": json.dumps({"info": {"features": features}})}
-    schema = pa.schema(list(kinds.items()), metadata=described)
+    columns = SampleColumns(dataset, actions)
+    image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    fields = [columns.schema.field(0), image, *list(columns.schema)[1:]]
+    schema = _described(fields, columns.features | {"image": {"_type": "Image"}})
     with _folder(out) as folder, progress_bar("export", len(dataset)) as advance:
         (folder / "data").mkdir()
         for split in SPLITS:
@@ -161,13 +157,9 @@ def export_parquet(dataset: FaceDataset, out: Path, actions: Mapping[str, str] |
             with pq.ParquetWriter(path, schema, compression="zstd") as writer:
                 for start in range(0, len(rows), _ROWS):
                     part = rows[start : start + _ROWS]
-                    columns: dict[str, Any] = {"id": [str(dataset.ids[row]) for row in part]}
-                    columns["image"] = [
-                        dict(zip(("bytes", "path"), _image(dataset, row), strict=True)) for row in part
-                    ]
-                    columns["label"] = [int(dataset.labels[row]) for row in part]
-                    columns |= {name: [values[row] for row in part] for name, values in texts.items()}
-                    writer.write_table(pa.table(columns, schema=schema))
+                    cells = [dict(zip(("bytes", "path"), _image(dataset, row), strict=True)) for row in part]
+                    table = columns.rows(part).append_column(image, pa.array(cells, image.type))
+                    writer.write_table(table.select(schema.names).cast(schema))
                     advance(len(part))
         files = [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in SPLITS]
         front = "\n".join(["configs:", "- config_name: default", "  data_files:", *files])
@@ -179,7 +171,8 @@ def export_imagefolder(
 ) -> dict[str, str]:
     """Write out/SPLIT/CLASS/IMAGE, which torchvision's and Hugging Face's ImageFolder read.
 
-    File names are made from ids, with "_" for what a file name should not hold.
+    File names are made from ids, with "_" for what a file name should not hold. out/SPLIT/metadata.parquet has, beside
+    `file_name`, the columns of `export_parquet`; Hugging Face takes labels from there, torchvision from the folders.
 
     Args:
         dataset: what is written, usable samples alone.
@@ -190,8 +183,9 @@ def export_imagefolder(
         id -> path below `out`.
 
     Raises:
-        UserError: `out` is not empty.
+        UserError: `out` is not empty; a column has the name of another.
     """
+    columns = SampleColumns(dataset, actions)
     folders = _distinct(dataset.class_names)
     paths: dict[str, str] = {}
     taken: set[str] = set()
@@ -209,19 +203,32 @@ def export_imagefolder(
             target.write_bytes(data)
             paths[sample] = path
             advance(1)
+        for split in SPLITS:
+            _write_metadata(folder / split, columns, dataset.rows(split).tolist(), paths)
         _write_card(folder, dataset, actions, "")
     return paths
 
 
-def _text_columns(dataset: FaceDataset, actions: Mapping[str, str] | None) -> dict[str, list[str]]:
-    columns = {} if dataset.identities is None else {"identity": dataset.identities.tolist()}
-    columns |= {name: values.tolist() for name, values in dataset.groups.items()}
-    if actions is not None:
-        columns["action"] = [actions.get(sample, "") for sample in dataset.ids.tolist()]
-    stray = next((name for name in columns if name in ("id", "image", "label")), None)
-    if stray is not None:
-        raise UserError(f"{dataset.source.name}: group {stray!r} has the name of a column; leave it out")
-    return columns
+def _described(fields: list[pa.Field], features: Mapping[str, Any]) -> pa.Schema:
+    """A schema that says to `datasets` what its columns are."""
+    import pyarrow as pa
+
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _write_metadata(folder: Path, columns: SampleColumns, rows: list[int], paths: Mapping[str, str]) -> None:
+    """What is known of the images of a split, beside their class folders; nothing for an empty split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not rows:
+        return
+    table = columns.rows(rows)
+    names = [paths[sample].partition("/")[2] for sample in table["id"].to_pylist()]
+    field = pa.field("file_name", pa.string())
+    features = {"file_name": {"dtype": "string", "_type": "Value"}, **columns.features}
+    table = table.add_column(0, field, pa.array(names, pa.string()))
+    pq.write_table(table.cast(_described(list(table.schema), features)), folder / "metadata.parquet")
 
 
 def _image(dataset: FaceDataset, row: int) -> tuple[bytes, str]:

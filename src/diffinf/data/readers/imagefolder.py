@@ -1,4 +1,4 @@
-"""Hugging Face's ImageFolder with a table: metadata.csv or metadata.jsonl with a column file_name."""
+"""Hugging Face's ImageFolder with a table: metadata.csv, .jsonl or .parquet with a column file_name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffinf.errors import UserError
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
-_TABLES = ("metadata.csv", "metadata.jsonl")
+_TABLES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _FILE = "file_name"
 
 
@@ -45,13 +45,13 @@ def read(path: Path, config: DataConfig) -> Records:
     Folders named after splits (train/metadata.csv) are the splits, unless `config.split` names a column.
 
     Raises:
-        UserError: no table, tables of both kinds; as `read_table`.
+        UserError: no table, tables of several kinds; as `read_table`.
     """
     root = path.resolve()
     names = _found(root)
     if not names or len({Path(name).suffix for name in names}) > 1:
         raise UserError(
-            f"{path}: expected metadata.csv or metadata.jsonl, of one kind; found {names or 'none'}"
+            f"{path}: expected metadata.csv, .jsonl or .parquet, of one kind; found {names or 'none'}"
         )
     files = [file for name in names if (file := annotation_file(root, name)) is not None]
     folders = [name.rpartition("/")[0] for name in names]

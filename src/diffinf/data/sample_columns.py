@@ -1,0 +1,124 @@
+"""What an export says of each sample beside its image: diffinf's own columns, and all others of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from diffinf.data.readers.columns import ColumnFiles
+from diffinf.data.readers.formats import read_columns
+from diffinf.errors import UserError
+
+if TYPE_CHECKING:
+    from diffinf.data.dataset import FaceDataset
+
+TAKEN = ("id", "image", "label", "file_name")  # names that an export gives itself
+_TEXT = {"dtype": "string", "_type": "Value"}
+
+
+class SampleColumns:
+    """Columns by sample: id, label, identity, groups, what became of it, and what else the source holds.
+
+    The source's own columns (votes, truth, remarks ...) keep names, types and Hugging Face features; cells of CSV are
+    text. One that is called as another column is gets `source_` before its name. Columns that are here in another form
+    (image, label, id, split) do not come twice, but a number that was cut into bins does.
+
+    Attributes:
+        schema: the fields, in order.
+        features: name -> Hugging Face's feature, where one is known.
+    """
+
+    def __init__(self, dataset: FaceDataset, actions: Mapping[str, str] | None) -> None:
+        """Read the columns of a dataset; `actions` says what was done to each id.
+
+        Raises:
+            UserError: a group has the name of a column; a table cannot be read any more.
+        """
+        own = _text_columns(dataset, actions)
+        self._own = pa.table(
+            {
+                "id": pa.array(dataset.ids.tolist(), pa.string()),
+                "label": pa.array(dataset.labels, pa.int64()),
+                **{name: pa.array(values, pa.string()) for name, values in own.items()},
+            }
+        )
+        self.features: dict[str, Any] = {
+            "id": _TEXT,
+            "label": {"names": list(dataset.class_names), "_type": "ClassLabel"},
+            **dict.fromkeys(own, _TEXT),
+        }
+        self._positions = dataset.positions
+        others, features = _others(dataset)
+        names = _free_names(others.column_names, {*TAKEN, *own})
+        self._others = others.rename_columns(names)
+        self._carried = pa.table(
+            {
+                name: pa.array(list(values))
+                for name, values in dataset.carried.items()
+                if name not in (*TAKEN, *own, *names)
+            }
+        )
+        self.features |= {name: features[old] for name, old in zip(names, others.column_names, strict=True)}
+        self.features = {name: feature for name, feature in self.features.items() if feature}
+        self.schema = pa.schema([*self._own.schema, *self._carried.schema, *self._others.schema])
+
+    def rows(self, rows: Sequence[int]) -> pa.Table:
+        """The columns of some rows of the dataset."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        parts = [
+            self._own.take(chosen),
+            self._carried.take(chosen) if self._carried.num_columns else self._carried,
+            self._others.take(self._positions[chosen]) if self._others.num_columns else self._others,
+        ]
+        columns = [column for part in parts for column in part.columns]
+        return pa.table(columns, schema=self.schema)
+
+
+def _text_columns(dataset: FaceDataset, actions: Mapping[str, str] | None) -> dict[str, list[str]]:
+    columns = {} if dataset.identities is None else {"identity": dataset.identities.tolist()}
+    columns |= {name: values.tolist() for name, values in dataset.groups.items()}
+    if actions is not None:
+        columns["action"] = [actions.get(sample, "") for sample in dataset.ids.tolist()]
+    stray = next((name for name in columns if name in TAKEN), None)
+    if stray is not None:
+        raise UserError(f"{dataset.source.name}: group {stray!r} has the name of a column; leave it out")
+    return columns
+
+
+def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, Any]]:
+    """The source's other columns, a row a position, and the feature of each ({} where there is none)."""
+    source = dataset.source
+    if not source.files:
+        return pa.table({}), {}
+    table = ColumnFiles(source.files)
+    seen = {name for role, name in source.columns.items() if role != "label" or not source.coding.bins}
+    names = [name for name in table.names if name not in seen | set(dataset.groups)]
+    if not names:
+        return pa.table({}), {}
+    # Nothing has read these columns so far: what they hold need not be text.
+    parts = [read_columns(file, names, raw=names) for file in source.files]
+    whole = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    columns = [_plain(whole.column(name), table.schema.field(name).type) for name in names]
+    return pa.table(columns, names=names), {name: table.feature(name) for name in names}
+
+
+def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Bytes of CSV as text, and values in the place of a dictionary's codes, which `datasets` does not take."""
+    if column.type == pa.binary() and kind == pa.string():
+        texts = [value.decode("utf-8", "backslashreplace") for value in column.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.string())])
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _free_names(names: Sequence[str], taken: set[str]) -> list[str]:
+    free, used = [], {*taken, *names}
+    for name in names:
+        new = name
+        while new in taken or (new != name and new in used):
+            new = f"source_{new}"
+        used.add(new)
+        free.append(new)
+    return free
