@@ -39,6 +39,10 @@ def test_self_influence_is_that_of_the_loss_trained_by(folders: Path, tmp_path: 
     run = execute(config, until="score", out=tmp_path / "run")
     workspace = Workspace(run, open_dataset(folders, config.data))
     assert workspace.dataset.class_names == ("dark", "bright") and workspace.dataset.ordered
+    scores = read_table(run.scores)
+    assert 0 < min(scores["level"].to_pylist()) <= max(scores["level"].to_pylist()) < 1
+    flagged = [row["distance"] for row in scores.to_pylist() if row["flagged"]]
+    assert read_json(run.summary)["distance"]["flagged"] == np.mean(flagged)
 
     def by(loss: str) -> Any:
         checkpoints = load_checkpoints(run.classifier)

@@ -32,7 +32,7 @@ def workspace(tmp_path: Path) -> Any:
     influence[7] = torch.inf
     save_tensors(run.path / "influence.safetensors", {"self_influence": influence})
     ids = np.array([f"face{i:02d}" for i in range(N)])
-    dataset = SimpleNamespace(class_names=CLASSES, ids=ids)
+    dataset = SimpleNamespace(class_names=CLASSES, ids=ids, ordered=False)
     return SimpleNamespace(
         run=run,
         config=run.config,
@@ -57,6 +57,20 @@ def test_wrong_labels_and_infinite_gradients_come_first(workspace: Any) -> None:
     assert np.isposinf(table["score"].to_numpy()).sum() == 1
     trust = table["label_trust"].to_numpy()
     assert trust[:4].max() < 0.5 < trust[8:].min()
+
+
+def test_of_ordered_classes_the_table_says_how_far_off_the_label_is(workspace: Any) -> None:
+    score_run(workspace)
+    assert not {"level", "distance"} & set(read_table(workspace.run.scores).column_names)
+    workspace.dataset.ordered = True
+    score_run(workspace)
+    table = read_table(workspace.run.scores)
+    codes = {name: code for code, name in enumerate(CLASSES)}
+    rows = table.to_pylist()
+    assert [row["distance"] for row in rows] == [
+        abs(codes[row["appears"]] - codes[row["label"]]) for row in rows
+    ] and {0, 1} == set(table["distance"].to_pylist())
+    assert all(abs(row["level"] - codes[row["appears"]]) < 0.1 for row in rows)
 
 
 def test_the_account_of_the_flags_says_what_is_estimated(workspace: Any) -> None:

@@ -135,6 +135,7 @@ def suspicious(files: RunFiles) -> list[dict[str, Any]]:
                 "picture": _picture(files, "original", rows_of[name]) if name in rows_of else None,
                 "label": score["label"],
                 "appears": score.get("appears"),
+                "distance": score.get("distance"),
                 "score": score["score"],
                 "trust": score.get("label_trust"),
                 "outcome": _outcome(edit, flagged=bool(score["flagged"])),

@@ -42,12 +42,15 @@ def score_table(
     rivals: Mapping[str, npt.NDArray[np.floating]],
     fold: npt.NDArray[np.int64],
     agreement: npt.NDArray[np.float64] | None = None,
+    level: npt.NDArray[np.float64] | None = None,
 ) -> pa.Table:
     """Build scores.parquet from arrays of one row a training sample, (N,), sorted by id.
 
     `agreement` is the share of the annotators' votes that are for the label, NaN (null in the table) where there are
-    none; without it there is no such column. A rival that could not be computed (no dynamics: no AUM) is a column of
-    nulls; `threshold` is null when the flags were not drawn by one.
+    none; without it there is no such column. `level`, of ordered classes, is where on the scale 0..K-1 of their
+    numbers the reading lies in the mean; with it comes `distance`, the classes between label and `appears`. A rival
+    that could not be computed (no dynamics: no AUM) is a column of nulls; `threshold` is null when the flags were not
+    drawn by one.
     """
     names = np.array(class_names)
     nothing = pa.nulls(len(ids), pa.float64())
@@ -67,6 +70,9 @@ def score_table(
     columns["fold"] = pa.array(fold, pa.int32())
     if agreement is not None:
         columns["agreement"] = pa.array(agreement, pa.float64(), from_pandas=True)
+    if level is not None:
+        columns["level"] = pa.array(level, pa.float64())
+        columns["distance"] = pa.array(np.abs(appears - labels), pa.int32())
     return pa.table(columns)
 
 

@@ -53,6 +53,7 @@ def score_run(workspace: Workspace) -> None:
         rivals=rival_scores(labels, crossfit.logits, crossfit.features, dynamics),
         fold=crossfit.fold.numpy(),
         agreement=workspace.agreement,
+        level=probabilities @ np.arange(len(class_names)) if workspace.dataset.ordered else None,
     )
     write_table(run.scores, table, class_names)
     write_json(run.flags, _account(workspace, result, trust))

@@ -32,7 +32,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         "dataset": _dataset(run),
         "detection": _plain(evaluation.get("detection")),
         "flagged": _flagged(run),
-        "agreement": _agreement(run),
+        "agreement": _means(run, "agreement"),
+        "distance": _means(run, "distance"),
         **_edits(run),
         "conversion": _plain(evaluation.get("conversion")),
         "arms": _arms(run),
@@ -79,14 +80,18 @@ def _flagged(run: Run) -> int | None:
     return int(sum(read_table(run.scores)["flagged"].to_pylist()))
 
 
-def _agreement(run: Run) -> dict[str, float | None] | None:
-    """Share of the annotators' votes that are for the label, of flagged and of other samples; None without votes."""
+def _means(run: Run, column: str) -> dict[str, float | None] | None:
+    """Mean of a column of scores.parquet, of flagged and of other samples; None where it is not there.
+
+    `agreement` is the share of the annotators' votes that are for the label, `distance` the number of classes between
+    the label and what the image appears to show, where classes are ordered.
+    """
     table = read_table(run.scores) if run.scores.exists() else None
-    if table is None or "agreement" not in table.column_names:
+    if table is None or column not in table.column_names:
         return None
-    shares = np.array(table["agreement"].to_pylist(), dtype=np.float64)
+    values = np.array(table[column].to_pylist(), dtype=np.float64)
     flagged = np.array(table["flagged"].to_pylist(), dtype=bool)
-    parts = {"flagged": shares[flagged], "unflagged": shares[~flagged]}
+    parts = {"flagged": values[flagged], "unflagged": values[~flagged]}
     return {name: None if np.isnan(part).all() else float(np.nanmean(part)) for name, part in parts.items()}
 
 
