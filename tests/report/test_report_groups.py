@@ -1,7 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from fake_run import CLASSES, make_run
+from fake_run import ARMS, CLASSES, make_run
 from test_report_page import page, plain, section
 
 from diffinf.report import plots
@@ -47,7 +47,8 @@ def test_the_summary_counts_by_group(run):
     assert women["flagged"] == sum(gender[row["id"]] == "f" and row["flagged"] for row in scores)
     assert women["edited"] == sum(gender[row["id"]] == "f" and row["status"] == "edited" for row in edits)
     assert men["flagged"] == 0 and men["flagged_ci"][0] == 0 < men["flagged_ci"][1]
-    for arm in ("baseline", "diffinf"):
+    assert set(women["accuracy"]) == set(ARMS) > {"baseline", "diffinf"}
+    for arm in ARMS:
         found = women["accuracy"][arm]
         assert found["n"] == 60 and found["ci"][0] <= found["accuracy"] <= found["ci"][1]
     warned = {(row["column"], row["group"], row["measure"]) for row in summary["group_warnings"]}
@@ -59,6 +60,7 @@ def test_the_page_shows_the_groups_and_warns(run, monkeypatch):
     text = plain(section(page(run.path), "groups"))
     assert "Flags fall on gender = f and on none of the others" in text and "p < 0.001" in text
     assert "accuracy before" in text and "median score" in text
+    assert "Accuracy of all arms by gender" in text and "f (60)" in text and "empty" not in text
 
 
 def test_without_groups_there_is_no_section(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 from diffinf.report.files import RunFiles
 from diffinf.report.words import count, number, percent
 
+_SHOWN = ("baseline", "diffinf")  # arms that the first table has: before and after
 _MEASURES = {"flagged": "Flags fall", "edited": "Edits fall"}
 
 
@@ -16,7 +17,11 @@ def groups(files: RunFiles) -> dict[str, Any] | None:
     if not columns:
         return None
     tables = [
-        {"name": name, "rows": [{"value": value, **figures} for value, figures in values.items()]}
+        {
+            "name": name,
+            "rows": [{"value": value, **figures} for value, figures in values.items()],
+            "arms": _arms(values),
+        }
         for name, values in columns.items()
         if values
     ]
@@ -26,6 +31,12 @@ def groups(files: RunFiles) -> dict[str, Any] | None:
         "retrained": any(row["accuracy"] for table in tables for row in table["rows"]),
         "warnings": [warning(uneven) for uneven in files.summary.get("group_warnings") or []],
     }
+
+
+def _arms(values: dict[str, Any]) -> list[str]:
+    """The arms that were trained, where there are more than the two that the first table has."""
+    arms = list(dict.fromkeys(arm for figures in values.values() for arm in figures["accuracy"]))
+    return arms if set(arms) - set(_SHOWN) else []
 
 
 def warning(uneven: dict[str, Any]) -> str:

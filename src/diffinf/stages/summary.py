@@ -20,7 +20,6 @@ from diffinf.run import GROUP, Run, load_tensors, read_class_names, read_json, r
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
 REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "label_fits", "restored")
-_READ_BY_GROUP = ("baseline", "diffinf")  # arms whose accuracy is broken down: before and after
 _PACKAGES = ("torch", "timm", "diffusers", "numpy", "scikit-learn", "pyarrow", "pillow")
 
 
@@ -215,9 +214,9 @@ def _groups(run: Run) -> dict[str, Any]:
 
 
 def _accuracies(run: Run, groups: list[str | None]) -> Iterator[tuple[str, dict[str, tuple[int, Interval]]]]:
-    """Accuracy by group of the arms before and after the repair, as far as they were trained."""
+    """Accuracy by group of every arm that was trained."""
     rows = read_table(run.comparison).to_pylist() if run.comparison.exists() else []
-    for arm in _READ_BY_GROUP:
+    for arm in dict.fromkeys(row["arm"] for row in rows):
         if sound := _sound(rows, arm):
             yield arm, accuracy_by_group(groups, _logits(run, sound), _test_labels(run))
 
