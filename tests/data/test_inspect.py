@@ -242,7 +242,7 @@ def test_grouping() -> None:
 def test_the_command_says_it_to_people_and_machines(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as caught:
         main(["inspect", str(planted), "--out", str(out)])
@@ -251,6 +251,9 @@ def test_the_command_says_it_to_people_and_machines(
     assert "59 samples, 58 read, 1 not usable" in said and "happy / sad" not in said
     assert "train/sad/broken.png" in said and "truncated" in said
     assert "happy, sad" in said and "train, validation" in said  # the conflict
+    for heading in ("same file", "same pixels", "nearly the same", "across splits", "label conflicts"):
+        assert heading in said, "whole, on one line"
+    assert max(len(line) for line in said.splitlines() if line[:1] in "┏┃┡│└") <= 80
     with pytest.raises(SystemExit):
         main(["inspect", str(planted), "--json"])
     assert json.loads(capsys.readouterr().out) == json.loads((out / "inspect.json").read_text())

@@ -33,6 +33,7 @@ from diffinf.cli.app import (
 from diffinf.cli.settings import data_settings, given, run_settings
 
 _LISTED = 10  # rows of a table for people; --json and inspect.json have all
+_COUNTED = 50  # classes, or values of a group
 _SPLITS = ("train", "validation", "test")
 
 
@@ -122,13 +123,17 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_counts(console: Any, title: str, values: dict[str, dict[str, int]]) -> None:
+    most = sorted(values, key=lambda name: -sum(values[name].values()))[:_COUNTED]
     rows = [
         [name, *(f"{counts[split]:,}" for split in _SPLITS), f"{sum(counts.values()):,}"]
         for name, counts in values.items()
+        if name in most
     ]
     total = [f"{sum(counts[split] for counts in values.values()):,}" for split in _SPLITS]
     rows.append(["all", *total, f"{sum(sum(counts.values()) for counts in values.values()):,}"])
     _show_table(console, "", [title, *_SPLITS, "all"], rows, limit=None)
+    if len(values) > _COUNTED:
+        console.print(f"... the {_COUNTED} most frequent of {len(values):,}; 'all' counts every one")
 
 
 def _images_line(images: dict[str, Any]) -> str:
@@ -146,14 +151,14 @@ def _images_line(images: dict[str, Any]) -> str:
 
 
 def _show_duplicates(console: Any, duplicates: dict[str, Any]) -> None:
-    titles = {"files": "the same file", "pixels": "the same pixels", "near": "nearly the same picture"}
-    columns = ["groups", "images", "superfluous", "across_splits", "label_conflicts", "identity_conflicts"]
-    columns = [column for column in columns if column in duplicates["near"]]
+    titles = {"files": "same file", "pixels": "same pixels", "near": "nearly the same"}
+    counts = ["groups", "images", "superfluous", "across_splits", "label_conflicts", "identity_conflicts"]
     rows = [
-        [title, *(f"{duplicates[level][column]:,}" for column in columns)] for level, title in titles.items()
+        [count.replace("_", " "), *(f"{duplicates[level][count]:,}" for level in titles)]
+        for count in counts
+        if count in duplicates["near"]
     ]
-    headers = ["duplicates", *(column.replace("_", " ") for column in columns)]
-    _show_table(console, "", headers, rows)
+    _show_table(console, "", ["duplicates", *titles.values()], rows)  # fits 80 columns
     if not duplicates["near_complete"]:
         console.print("The search for near duplicates was stopped: there are too many.")
     worst = [
