@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
 from diffinf.errors import UserError
-from diffinf.run import Run, load_tensors, read_table, save_tensors
+from diffinf.run import Run, load_tensors, read_table, save_tensors, write_table
 from diffinf.stages import comparing
 from diffinf.stages.comparing import check_comparison, compare_run
 from diffinf.stages.refining import refine
@@ -244,3 +245,18 @@ def test_the_estimate_counts_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         config = workspace.config.model_copy(update={"compare": compare})
         seconds.append(_Timing(config, workspace.dataset).compare()[0][1])
     assert seconds == [20.0, 30.0, 50.0]
+
+
+def test_arms_that_leave_the_table_are_named(
+    tmp_path: Path, handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = workspace_of(
+        tmp_path, make_folders(tmp_path / "source"), allow_overlap=True, arms=["filter", "baseline"]
+    )
+    said: list[str] = []
+    monkeypatch.setattr(comparing, "note", said.append)
+    compare_run(workspace)
+    assert not any("no longer" in text for text in said)
+    write_table(workspace.run.comparison, pa.table({"arm": ["baseline", "gce", "gce"]}))
+    compare_run(workspace)
+    assert any("no longer have gce; their trainings stay" in text for text in said)

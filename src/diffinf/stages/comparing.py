@@ -40,6 +40,7 @@ def compare_run(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config
     material = arm_material(workspace, config.compare.arms)
     check_pictures(workspace, material["images_test"])
+    _say_what_goes(workspace)
     run_arms(
         **material,
         config=config.classifier,
@@ -49,6 +50,19 @@ def compare_run(workspace: Workspace) -> None:
         table_path=run.comparison,
     )
     write_json(run.compare / "refined.json", {"refine": run.key("refine")})  # what the arms were trained on
+
+
+def _say_what_goes(workspace: Workspace) -> None:
+    """Say which arms of the last comparison the new table will not have."""
+    comparison = workspace.run.comparison
+    if not comparison.exists():
+        return
+    before = dict.fromkeys(read_table(comparison)["arm"].to_pylist())
+    if gone := [arm for arm in before if arm not in workspace.config.compare.arms]:
+        note(
+            f"compare.parquet and the report will no longer have {', '.join(gone)}; their trainings stay: name them in "
+            "--arms too, and they are there again at once"
+        )
 
 
 def arm_material(workspace: Workspace, arms: Sequence[str]) -> dict[str, Any]:
