@@ -44,7 +44,7 @@ from diffinf.run import (
     stage_key,
     write_table,
 )
-from diffinf.stages.comparing import check_comparison, compare_run, data_arms
+from diffinf.stages.comparing import check_comparison, compare_run, data_arms, say_what_goes
 from diffinf.stages.identifying import identity_provider
 from diffinf.stages.measure import evaluate_edits, evaluate_scores
 from diffinf.stages.refining import REFINED, refine
@@ -424,6 +424,8 @@ def compare(workspace: Workspace) -> None:
     key = stage_key("compare", run.key("refine"), settings, compared, *known)
     if not run.compare.is_dir():
         run.discard("compare")
+    if not run.is_done("compare", key):
+        say_what_goes(workspace)
     # What is in compare/ stays: an arm whose material is the same need not be trained again.
     run.stage("compare", key, lambda: compare_run(workspace), outputs=("compare.parquet",))
     if truth is not None:

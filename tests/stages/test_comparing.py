@@ -247,16 +247,25 @@ def test_the_estimate_counts_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seconds == [20.0, 30.0, 50.0]
 
 
-def test_arms_that_leave_the_table_are_named(
-    tmp_path: Path, handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workspace = workspace_of(
-        tmp_path, make_folders(tmp_path / "source"), allow_overlap=True, arms=["filter", "baseline"]
-    )
+def test_arms_that_leave_the_table_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_of(tmp_path, make_folders(tmp_path / "source"), allow_overlap=True)
     said: list[str] = []
     monkeypatch.setattr(comparing, "note", said.append)
-    compare_run(workspace)
-    assert not any("no longer" in text for text in said)
-    write_table(workspace.run.comparison, pa.table({"arm": ["baseline", "gce", "gce"]}))
-    compare_run(workspace)
-    assert any("no longer have gce; their trainings stay" in text for text in said)
+
+    def compared(*arms: str) -> None:
+        def trained(_: Workspace) -> None:
+            write_table(workspace.run.comparison, pa.table({"arm": [arm for arm in arms for _ in range(2)]}))
+
+        monkeypatch.setattr(pipeline, "compare_run", trained)
+        workspace.config = workspace.config.model_copy(
+            update={"compare": workspace.config.compare.model_copy(update={"arms": list(arms)})}
+        )
+        pipeline.compare(workspace)
+
+    compared("baseline", "gce")
+    compared("baseline", "gce", "filter")
+    assert not said
+    compared("filter", "baseline")
+    assert len(said) == 1 and "no longer have gce; their trainings stay" in said[0]
+    compared("filter", "baseline")
+    assert len(said) == 1

@@ -189,6 +189,8 @@ def test_embeddings_of_its_own_and_of_a_reference_set(faces: Path, tmp_path: Pat
     assert any((pulled[name] != plain[name]).any() for name in plain)
     with pytest.raises(UserError, match="other contexts or settings"):
         call(out, tmp_path / "pulled", contexts=f"reference:{faces}", per_context=1, identity_guidance=0.5)
+    with pytest.raises(UserError, match="nobody to be told from"):
+        call(out, tmp_path / "alone", contexts="random:1", negative="null", identity_guidance=0.5)
 
 
 def test_given_embeddings_are_matched_by_id(faces: Path, tmp_path: Path) -> None:

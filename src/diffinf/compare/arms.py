@@ -194,7 +194,7 @@ def _repaired(material: Material, relabelled: Mapping[int, int], dropped: Collec
 
 
 def _substitutes(material: Material, samples: Sequence[int], seed: int) -> dict[int, int]:
-    """Sample -> row of a random unflagged image of its label; a label without one leaves its samples out."""
+    """Sample -> row of a random unflagged image of its label; a label that has none has no substitutes."""
     found = {}
     for label in np.unique(material.labels[samples]) if len(samples) else ():
         unflagged = np.flatnonzero((material.labels == label) & ~material.flagged)

@@ -40,7 +40,6 @@ def compare_run(workspace: Workspace) -> None:
     run, config = workspace.run, workspace.config
     material = arm_material(workspace, config.compare.arms)
     check_pictures(workspace, material["images_test"])
-    _say_what_goes(workspace)
     run_arms(
         **material,
         config=config.classifier,
@@ -52,7 +51,7 @@ def compare_run(workspace: Workspace) -> None:
     write_json(run.compare / "refined.json", {"refine": run.key("refine")})  # what the arms were trained on
 
 
-def _say_what_goes(workspace: Workspace) -> None:
+def say_what_goes(workspace: Workspace) -> None:
     """Say which arms of the last comparison the new table will not have."""
     comparison = workspace.run.comparison
     if not comparison.exists():

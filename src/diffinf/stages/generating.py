@@ -263,6 +263,8 @@ def _identity_guidance(
             "--identity-guidance: no embedder is with this generator; train one with --condition embedding and without "
             "--embeddings, or leave the option out"
         )
+    if len(contexts) < 2:
+        raise UserError("--identity-guidance: there is nobody to be told from; give at least two contexts")
     network = load_embedder(folder / EMBEDDER, device).network
     return IdentityGuidance(network, unit_contexts(contexts)[0].to(device), strength)
 
