@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.classify.model import SMALL_CNN, ClassifierSpec, create_classifier, predict, seeded, to_input
+from diffinf.classify.model import SMALL_CNN, ClassifierSpec, create_classifier, predict, to_input
 from diffinf.classify.train import train_classifier
 from diffinf.config import ClassifierConfig
 from diffinf.data.rendered import factor_names, render_faces, sample_faces
@@ -22,7 +22,7 @@ from diffinf.evaluate.rca import relative_classification_accuracy
 from diffinf.evaluate.separability import identity_separability
 from diffinf.features.persons import PersonEmbedder, train_identity
 from diffinf.run import load_tensors, save_tensors
-from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 from repair_measures import READABLE, r_squared
 
 EMBEDDING = 64

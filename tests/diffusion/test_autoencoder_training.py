@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffinf.config import AutoencoderConfig
+from diffinf.config import AutoencoderConfig, PresetName, make_config
 from diffinf.diffusion import objective, train
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.networks import Denoiser
@@ -198,3 +198,23 @@ def test_more_components_than_a_patch_has_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="latent_channels"):
         train_here(tmp_path, settings(latent_channels=17, steps=1, guide_steps=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("gpu-48", 48), ("gpu-128", 128)])
+def test_the_presets_for_gpus_train_a_step(tmp_path: Path, name: PresetName, size: int) -> None:
+    config = make_config("x", preset_name=name).autoencoder
+    few = {"steps": 1, "guide_steps": 1, "prior_steps": 1, "batch_size": 2, "sheets": 0}
+    model = train_autoencoder(
+        pictures(4, 0, size=size, channels=3),
+        torch.eye(2)[torch.arange(4) % 2],
+        None,
+        config.model_copy(update={**few, "gradient_checkpointing": True}),
+        class_names=("calm", "smile"),
+        seed=0,
+        device=CPU,
+        directory=tmp_path,
+    )
+    assert model.spec.image_size == size and model.spec.unet_channels == tuple(config.unet_channels)
+    back, error = model.reconstruct(pictures(1, 1, size=size, channels=3), steps=1)
+    assert back.shape == (1, 3, size, size) and error.isfinite().all()

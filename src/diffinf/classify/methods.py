@@ -24,9 +24,9 @@ from diffinf.classify.losses import (
     squared_earth_mover,
     symmetric_cross_entropy,
 )
-from diffinf.classify.model import ClassifierSpec, create_classifier, seeded
+from diffinf.classify.model import ClassifierSpec, create_classifier
 from diffinf.config import ClassifierConfig
-from diffinf.training.loop import Stateful, step_generator, step_seed, warmup_cosine
+from diffinf.training.loop import Stateful, seeded, step_generator, step_seed, warmup_cosine
 
 _GRADIENT_NORM = 5.0  # clips only what would break a training; ordinary steps stay below it
 _ELR_MOMENTUM = 0.7

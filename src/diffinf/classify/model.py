@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from diffinf.errors import UserError
 from diffinf.run import load_tensors, read_json, save_tensors, write_json
+from diffinf.training.loop import seeded
 
 FORMAT_VERSION = 1
 SMALL_CNN = "small_cnn"
@@ -85,20 +85,6 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, K)."""
         return self.forward_head(self.forward_features(x))
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of the CPU and of `device` inside the block, and put them back after it.
-
-    For what takes no generator of its own: initialisation, dropout, stochastic depth.
-    """
-    cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if device is not None and device.type != "cpu":
-            torch.manual_seed(seed)
-        yield
 
 
 def create_classifier(spec: ClassifierSpec, seed: int) -> nn.Module:

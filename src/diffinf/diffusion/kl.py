@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.classify.model import seeded
 from diffinf.diffusion.first_stage import FirstStage, KLStage, PatchComponents, PixelStage
 from diffinf.errors import UserError
-from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 
 FIRST_STAGE_CHECKPOINT = "first_stage.checkpoint"
 _LEARNING_RATE = 1e-3

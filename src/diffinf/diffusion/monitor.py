@@ -160,7 +160,7 @@ class Monitor(TrainingMonitor):
             )
             noisy, target = noised(self.model.alphas_cumprod, latents, drawn, level)
             v = self._predict(noisy, level, self.denoiser.context(code, shares))
-            parts.append((v - target).square().mean((1, 2, 3)).double().cpu())
+            parts.append((v - target).square().mean((1, 2, 3)).cpu().double())
         return torch.cat(parts)
 
     def _appearance(self, latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.networks import Denoiser, SemanticEncoder
+from diffinf.training.loop import seeded
 
 
 class Views(Protocol):
@@ -120,8 +121,7 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder: SemanticEncoder = model.encoder
         self.denoiser: Denoiser = model.denoiser
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + 1)
+        with seeded(seed + 1):
             self.heads = nn.ModuleDict(
                 {
                     "adversary": nn.Sequential(

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from diffinf.classify.model import seeded
 from diffinf.diffusion.component import Component
 from diffinf.diffusion.invert import decode
-from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 
 PRIOR_CHECKPOINT = "prior.checkpoint"
 _LEARNING_RATE = 1e-3

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.classify.model import seeded
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
@@ -23,7 +22,7 @@ from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.run import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
-from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, step_seed, warmup_cosine
 from diffinf.training.monitor import Tell, held_out
 
 SHARED = ("first_stage", "encoder", "denoiser")  # what every process trains with
@@ -85,8 +84,7 @@ def train_autoencoder(
         identity_size=config.identity_size,
         max_depth=config.max_depth,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = create_autoencoder(spec, first_stage)
     model.to(device)
     acceleration.agree(nn.ModuleDict({name: getattr(model, name) for name in SHARED}))

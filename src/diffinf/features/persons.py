@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.training.loop import batch_indices, fit, step_generator, step_seed, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, step_seed, warmup_cosine
 
 ToInput = Callable[[Tensor, torch.device], Tensor]
 
@@ -77,8 +77,7 @@ def train_identity(
     """
     embedder.to(device).train()
     count = int(persons.max()) + 1
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed, device):
         width = embedder(to_input(images[:2], device)).shape[1]
         prototypes = nn.Linear(width, count, bias=False).to(device)
     optimizer = torch.optim.AdamW(
@@ -90,8 +89,7 @@ def train_identity(
         mirrored = torch.rand(len(rows), generator=step_generator(seed, "identity", index)) < 0.5
         batch = images[rows]
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-        with torch.random.fork_rng():  # dropout takes no generator
-            torch.manual_seed(step_seed(seed, "identity dropout", index))
+        with seeded(step_seed(seed, "identity dropout", index), device):
             vectors = F.normalize(embedder(to_input(batch, device)), dim=1)
         person = persons[rows].to(device)
         cosine = vectors @ F.normalize(prototypes.weight, dim=1).T

@@ -148,7 +148,7 @@ class GeneratorMonitor(TrainingMonitor):
                     noisy, level, self.denoiser.embed(contexts[rows.to(contexts.device)])
                 )
             target = drawn if model.scheduler.config.prediction_type == "epsilon" else v
-            parts.append((predicted.float() - target).square().mean((1, 2, 3)).double().cpu())
+            parts.append((predicted.float() - target).square().mean((1, 2, 3)).cpu().double())
         return torch.cat(parts)
 
     @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffinf.classify.model import seeded
 from diffinf.config import GeneratorConfig
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
 from diffinf.diffusion.objective import noised
@@ -22,7 +21,7 @@ from diffinf.generate.monitor import GeneratorMonitor
 from diffinf.run import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
-from diffinf.training.loop import batch_indices, fit, step_generator, warmup_cosine
+from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 from diffinf.training.monitor import Tell, held_out
 
 CHECKPOINT = "training.checkpoint"

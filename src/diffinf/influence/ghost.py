@@ -105,7 +105,7 @@ class GradientNorms:
         if len(images) != len(labels):
             raise UserError(f"{len(images)} images but {len(labels)} labels: give one label for each image.")
         if len(images) == 0:
-            return {name: torch.zeros(0) for name in self.names}
+            return {name: torch.zeros(0, device=images.device) for name in self.names}
         single = len(images) == 1
         with _as_found(self.model), torch.inference_mode(False), torch.enable_grad():
             # Tensors made in inference mode cannot take part in a backward; a copy can.

@@ -201,7 +201,7 @@ def _layer_sums(norms: GradientNorms, stream: Stream, advance: Advance) -> dict[
         advance(len(finite))
         for name, values in found.items():
             layer = name.rpartition(".")[0]
-            sums[layer] = sums.get(layer, 0.0) + float(values[finite].double().sum())
+            sums[layer] = sums.get(layer, 0.0) + float(values[finite].cpu().double().sum())
     return sums
 
 
@@ -216,7 +216,7 @@ def _part(
 
     values = np.empty(rows.stop - rows.start)
     for part, found in stream.apply(norms.model, rows, score):
-        values[part.start - rows.start : part.stop - rows.start] = found.double().cpu().numpy()
+        values[part.start - rows.start : part.stop - rows.start] = found.cpu().double().numpy()
         advance(len(found))
     return values
 

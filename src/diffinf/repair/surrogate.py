@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from torch import Tensor, nn
 
-from diffinf.training.loop import batch_indices, step_generator
+from diffinf.training.loop import batch_indices, seeded, step_generator
 
 
 class Surrogate(nn.Module):
@@ -67,9 +67,7 @@ def train_surrogate(
     """
     order = torch.randperm(len(codes), generator=step_generator(seed, "surrogate halves", 0))
     training, held_out = order[: len(order) // 2], order[len(order) // 2 :]
-    with torch.random.fork_rng():
-        # Dropout draws from the global generator: the fork keeps that inside.
-        torch.manual_seed(seed)
+    with seeded(seed):  # dropout draws from the global generator
         model = Surrogate(codes.shape[1], num_classes)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
         rate = flagged[training].float().mean().clamp(1e-3, 1 - 1e-3)

@@ -27,18 +27,21 @@ Strings = npt.NDArray[np.str_]
 
 def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" takes the best there is. UserError when it is not there."""
-    if name == "auto":
-        best = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if best is None else _own(best)
     try:
-        device = torch.device(name)
+        best = (
+            torch.accelerator.current_accelerator(check_available=True)
+            if name == "auto"
+            else torch.device(name)
+        )
+        device = torch.device("cpu") if best is None else _own(best)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            f"device {name!r} cannot be used here ({first}); choose auto, cpu, cuda or mps"
+            f"device {name!r} cannot be used here ({first}); choose auto, cpu, cuda or mps, and under torchrun start "
+            "no more processes than there are GPUs"
         ) from error
-    return _own(device)
+    return device
 
 
 def _own(device: torch.device) -> torch.device:

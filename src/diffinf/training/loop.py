@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,20 @@ def step_seed(seed: int, purpose: str, step: int) -> int:
     """Return a seed that depends on (seed, purpose, step) alone, for what takes no generator of its own."""
     digest = hashlib.sha256(f"{seed}:{purpose}:{step}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of the CPU and of `device` inside the block, and put them back after it.
+
+    For what takes no generator of its own: initialisation, dropout, stochastic depth.
+    """
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if device is not None and device.type != "cpu":
+            torch.manual_seed(seed)
+        yield
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> torch.Tensor:
