@@ -39,7 +39,7 @@ from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import LAYOUT, ContextGenerator, create_generator
 from diffinf.generate.sample import Sampling, denoise, draw_noise, image_seed, sample_images
 from diffinf.generate.train import train_generator
-from diffinf.run import read_json, stage_key, write_json
+from diffinf.run import load_tensors, read_json, stage_key, write_json
 from generation_parts import (
     CPU,
     EXTRACTOR,
@@ -49,6 +49,7 @@ from generation_parts import (
     Scale,
     cached,
     contexts_embedder,
+    draw_people,
     judge_embedder,
     parts_of,
     render,
@@ -58,6 +59,7 @@ from generation_parts import (
 STRATEGIES = ("none", "null", "random", "close", "mid", "far")
 SCALES = (0.25, 1.0)  # beside .5
 SCHEDULES = ("adaptive", "reversed", "interval:0-0.5", "interval:0.3-0.8", "interval:0.5-1")
+SHOWN = ("real held-out pictures", "none", "null w=0.5 constant", "null w=0.5 constant pull=0.15")
 PULLS = (("none", 0.0, 0.3), ("null", 0.5, 0.15), ("null", 0.5, 0.3), ("far", 0.5, 0.3), ("null", 1.0, 0.3))
 KNOWN = (("none", 0.0), ("null", 0.5), ("null", 1.0), ("null", 2.0), ("far", 0.5), ("far", 1.0))
 BATCHES = (32, 64)  # images, beside the default, to measure a step's cost at
@@ -277,6 +279,7 @@ def run(scale: Scale, generator: dict[str, Any], work: Path, arguments: list[str
         "version": __version__,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
+        "folder": bench.work.name,
         "scale": asdict(scale),
         "generator": generator,
         "extractor": EXTRACTOR,
@@ -321,6 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="where parts are kept")
     parser.add_argument("--json", type=Path, help="where the report goes (WORK/generation.json)")
+    parser.add_argument("--picture", type=Path, help="a sheet of some arms, some people, as PNG")
     parser.add_argument("--set", action="append", default=[], help="generator setting as name=value (JSON)")
     parser.add_argument(
         "--rendered", action="store_true", help="rendered people: all there is, and the default"
@@ -340,6 +344,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     report = run(scale, settings, given.work, sys.argv[1:] if arguments is None else arguments)
     show(report)
+    if given.picture is not None:
+        folder = given.work / report["folder"] / "arms"
+        shown = {name: load_tensors(folder / f"{name}.safetensors")["images"] for name in SHOWN}
+        draw_people(shown, scale.held_people, given.picture)
     write_json(given.json or given.work / "generation.json", report)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from diffinf.classify.model import SMALL_CNN, ClassifierSpec, create_classifier, predict, to_input
@@ -21,7 +22,7 @@ from diffinf.evaluate.fidelity import frechet_distance
 from diffinf.evaluate.rca import relative_classification_accuracy
 from diffinf.evaluate.separability import identity_separability
 from diffinf.features.persons import PersonEmbedder, train_identity
-from diffinf.run import load_tensors, save_tensors
+from diffinf.run import atomic_path, load_tensors, save_tensors
 from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 from repair_measures import READABLE, r_squared
 
@@ -244,3 +245,17 @@ class Measures:
             "frechet": fidelity.distance,
             "nuisance_spread": self.regressor.spread(images, who)[self.regressor.readable].tolist(),
         }
+
+
+def draw_people(arms: dict[str, Tensor], held: int, path: Path, people: int = 6, pictures: int = 3) -> None:
+    """Draw pictures (N, 3, H, W) of some arms side by side as a PNG; a row a person, the first ones, not chosen."""
+    blocks = []
+    for images in arms.values():
+        some = images.view(held, -1, *images.shape[1:])[:people, :pictures]
+        blocks.append(
+            F.pad(some.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1), (0, 0, 0, 12), value=255)
+        )
+    sheet = torch.cat(blocks, dim=1)
+    sheet = sheet.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    with atomic_path(path) as partial:
+        Image.fromarray(sheet.numpy()).save(partial, format="PNG")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import generation
@@ -39,6 +40,7 @@ def arguments(tmp_path: Path) -> list[str]:
         *(f"--set={text}" for text in settings),
         f"--work={tmp_path / 'work'}",
         f"--json={tmp_path / 'report.json'}",
+        f"--picture={tmp_path / 'people.png'}",
     ]
 
 
@@ -48,6 +50,8 @@ def test_the_whole_way_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     report = json.loads((tmp_path / "report.json").read_text())
     rows = {row["arm"]: row for row in report["rows"]}
     assert len(rows) == 1 + 6 + 2 * (2 + 5) + 5 + 2 + 6
+    with Image.open(tmp_path / "people.png") as sheet:
+        assert sheet.size == (2 * 4 * (3 * 32 + 12), 2 * 4 * 32)
     assert rows["none"]["fdr_of_none"] == 1 and rows["none"]["gap_closed"] == 0
     assert rows["real held-out pictures"]["gap_closed"] == pytest.approx(1)
     # The same pictures of the wrong people: what sees pictures alone sees nothing.
