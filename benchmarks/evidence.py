@@ -28,7 +28,7 @@ from diffinf.pipeline import execute
 from diffinf.run import Run, file_sha256, read_json, write_json
 from diffinf.stages.workspace import default_preset, resolve_device
 from evidence_material import workspace_of
-from evidence_results import choose, results
+from evidence_results import choose, on_validation_truth, results
 from evidence_show import draw_arms, show
 from evidence_studies import STUDIES, run_study, show_study
 from evidence_training import GRID, KNOBS_FILE, Budget, best_knobs, read_knobs, train_arms, tune
@@ -113,6 +113,10 @@ def compare(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     found = results(trained, classes, names, run.timings())
     show(found, console)
     draw_arms(found, options.out / "evidence.png")
+    found["validation_by_truth"] = None
+    if (truth := workspace.dataset.truth_labels()) is not None:
+        rows = workspace.dataset.rows("validation")
+        found["validation_by_truth"] = on_validation_truth(trained, truth[rows], classes)
     counts = {split: len(workspace.dataset.rows(split)) for split in ("train", "validation", "test")}
     return {
         **_machine(run),

@@ -196,6 +196,28 @@ def _gap(trained: Trained, arm: str, classes: Sequence[int], resamples: int) -> 
     return editing_gap_closed(first, baseline, oracle, labels, classes=classes, resamples=resamples).to_dict()
 
 
+def on_validation_truth(
+    trained: Trained, truth: Ints, classes: Sequence[int], resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """The arms on the validation images labelled by the truth (V,), which no choice reads: other pictures to test on.
+
+    Each variant of diffinf is held against the rivals, with Holm's p values over its own tests.
+    """
+    there = replace(trained, test=trained.validation, labels=truth)
+    rivals = (*CONFIRMATORY, *([robust] if (robust := choose(trained, classes)["robust"]) else []))
+    found: dict[str, Any] = {"n": len(truth), "arms": {}, "minus": {}}
+    for arm in (arm for arm, seeds in there.test.items() if seeds):
+        logits = np.stack([there.test[arm][seed] for seed in sorted(there.test[arm])])
+        measures = arm_measures(logits, truth, classes=classes, resamples=resamples).to_dict()
+        found["arms"][arm] = measures["primary"]
+        if is_variant(arm):
+            minus = {rival: difference(there, arm, rival, classes, resamples) for rival in rivals}
+            made = {rival: row for rival, row in minus.items() if row is not None}
+            adjusted = holm({rival: row["p_value"] for rival, row in made.items()})
+            found["minus"][arm] = {rival: {**row, "p_holm": adjusted[rival]} for rival, row in made.items()}
+    return found
+
+
 def difference(
     trained: Trained, first: str, second: str, classes: Sequence[int], resamples: int
 ) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ import evidence
 import evidence_material as material
 import evidence_studies as studies
 import evidence_training as training
-from evidence_results import Trained, choose, costs, read_trained, results
+from evidence_results import Trained, choose, costs, on_validation_truth, read_trained, results
 from evidence_show import draw_arms, show
 
 NAMES = tuple("abcde")
@@ -84,6 +84,18 @@ def test_nothing_is_chosen_where_there_is_nothing(tmp_path: Path) -> None:
     found = results(trained, ALL, NAMES, {}, resamples=20)
     assert found["tests"] is None and found["arms"]["filter"]["gap_closed"] is None
     show(found, Console(quiet=True))
+
+
+def test_other_pictures_to_test_on(trained: Trained) -> None:
+    """The validation images under the truth: as the same arms, tested on them, would be measured."""
+    truth = np.roll(trained.validation_labels, 7)
+    found = on_validation_truth(trained, truth, ALL[:4], resamples=100)
+    stack = {arm: np.stack([trained.validation[arm][s] for s in range(3)]) for arm in ("diffinf", "filter")}
+    expected = paired_difference(*stack.values(), truth, classes=ALL[:4], resamples=100)
+    row = found["minus"]["diffinf"]["filter"]
+    assert row["estimate"] == expected.estimate and row["p_value"] == expected.p_value <= row["p_holm"]
+    assert set(found["minus"]["diffinf"]) == {"baseline", "filter", "relabel", "resample", "gce"}
+    assert found["n"] == len(truth) and "sce" not in found["arms"] and "filter" not in found["minus"]
 
 
 def test_results_are_those_of_the_measures(trained: Trained, found: dict[str, Any]) -> None:
