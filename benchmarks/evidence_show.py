@@ -108,7 +108,7 @@ def draw_cases(study: dict[str, Any], target: Path) -> None:
     """Draw the arms of a study case by case as a PNG."""
     cases = study["cases"]
     arms = list(dict.fromkeys(arm for case in cases for arm in case["arms"]))
-    with _figure(target, (max(6.0, 1.1 * len(cases) + 3), 4)) as figure:
+    with _figure(target, (max(6.0, 1.1 * len(cases) + 4.5), 3.6)) as figure:
         axes = figure.subplots()
         for place, arm in enumerate(arms):
             shift = 0.5 * ((place + 0.5) / len(arms) - 0.5)
@@ -126,7 +126,7 @@ def draw_cases(study: dict[str, Any], target: Path) -> None:
         axes.set_ylabel(study["measure"])
         axes.set_title(study["title"], fontsize=10)
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize=8, ncols=2)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def _whisker(axes: Any, row: Mapping[str, float], place: int, colour: str) -> None:
