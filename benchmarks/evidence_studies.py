@@ -120,7 +120,7 @@ STUDIES: dict[str, Study] = {
     ),
     "rare": Study(
         f"a class that is rare: recall of {RARE}",
-        ("baseline", "filter", "resample", "diffinf", "oracle-edit"),
+        ("baseline", "filter", "resample", "diffinf"),
         tuple(Case(f"{share:.3g} of its faces", kept=share) for share in KEPT),
         recall_of=RARE,
     ),
