@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,11 @@ def pixels(opened: FaceDataset, size: int = 16) -> Any:
 
 def stored(folder: Path, kind: str = "16x1") -> list[Path]:
     return sorted((folder / "cache" / "diffinf-decoded").glob(f"{kind}*/*.npz"))
+
+
+def strangers(n: int) -> list[dict[str, Any]]:
+    """Rows whose pictures are none of `make_folders`."""
+    return [{**row, "image": f"img/{500 + index}.png"} for index, row in enumerate(make_rows(n))]
 
 
 @pytest.mark.parametrize(
@@ -210,10 +216,11 @@ def test_no_more_is_kept_than_allowed(
     tmp_path: Path, decoded: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = make_folders(tmp_path / "old"), tmp_path / "new.parquet"
-    make_huggingface(new, make_rows(72))
+    make_huggingface(new, strangers(72))
     keeps = settings(tmp_path, cache_gb=25e-6)
     pixels(open_dataset(old, keeps))
-    for file in (tmp_path / "cache").rglob("*.npz"):
+    first = list((tmp_path / "cache").rglob("*.npz"))
+    for file in first:
         os.utime(file, (1, 1))
     other = tmp_path / "cache" / "precious.txt"
     other.write_text("not ours")
@@ -222,11 +229,76 @@ def test_no_more_is_kept_than_allowed(
     wanted = open_dataset(new, DataConfig(cache="none"))
     np.testing.assert_array_equal(pixels(opened), pixels(wanted))
     size = sum(file.stat().st_size for file in (tmp_path / "cache").rglob("*.npz"))
-    assert 15_000 < size < 26_500 and other.exists()  # the old ones went, of the new ones some stay
+    assert 15_000 < size < 26_500 and other.exists()
+    assert len(first) == 3 and not any(file.exists() for file in first) and len(stored(tmp_path)) == 3
     assert capsys.readouterr().err.count("raise data.cache_gb") == 1
     decoded.clear()
     np.testing.assert_array_equal(pixels(open_dataset(new, keeps)), pixels(wanted))
     assert 0 < len(decoded) - 72 < 72 * 2  # those of `wanted`, and what found no room
+
+
+def test_what_makes_too_little_room_stays(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "faces")
+    pixels(open_dataset(root, settings(tmp_path)))
+    kept = sorted((tmp_path / "cache").rglob("*.npz"))
+    full = DecodeCache(tmp_path / "cache", sum(file.stat().st_size for file in kept))
+    opened = open_dataset(root, DataConfig(), cache=full)
+    pixels(opened)  # uses all files but those of the other size
+    stray = full.folder / "other" / "a.npz"
+    stray.parent.mkdir()
+    stray.write_bytes(b"1")
+    pixels(opened, 32)
+    assert stray.exists() and sorted((tmp_path / "cache").rglob("*.npz")) == sorted([*kept, stray])
+
+
+def test_what_was_read_is_used_and_no_more(tmp_path: Path) -> None:
+    one, two = make_folders(tmp_path / "one"), make_huggingface(tmp_path / "two.parquet", strangers(36))
+    for root in (one, two):
+        pixels(open_dataset(root, settings(tmp_path)))
+        files = list((tmp_path / "cache").rglob("*.npz"))
+        for file in files:
+            os.utime(file, (1, 1))
+    pixels(open_dataset(one, settings(tmp_path)))
+    used = [file for file in files if file.stat().st_mtime > 1]
+    assert len(used) == 3 and len(files) == 6  # two of pixels, one of checks
+
+
+def test_equal_images_may_go_twice(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "faces")
+    files = sorted(root.rglob("*.png"))
+    files[-1].write_bytes(files[0].read_bytes())  # kept with the first 20 images and again with the others
+    opened = open_dataset(root, settings(tmp_path))
+    before = pixels(opened)
+    np.testing.assert_array_equal(pixels(opened), before)
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_array_equal(pixels(opened), before)
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_what_cannot_be_read_now_stays(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    root = make_folders(tmp_path / "faces")
+    before = pixels(open_dataset(root, settings(tmp_path)))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    progress.set_quiet(False)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", fails)
+        kept = stored(tmp_path)
+        np.testing.assert_array_equal(pixels(open_dataset(root, settings(tmp_path))), before)
+    assert stored(tmp_path) == kept and "cannot be read (" in capsys.readouterr().err
+
+
+def test_the_codecs_of_the_key_have_versions() -> None:
+    from PIL import features
+
+    assert {"jpg", "libjpeg_turbo"} <= set(cache._CODECS) and all(map(features.version, cache._CODECS))
 
 
 def test_another_process_may_take_files_away(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import features
 
 from diffinf.data.images import in_threads
+from diffinf.errors import UserError
 from diffinf.progress import note
-from diffinf.run import stage_key
+from diffinf.run import atomic_path, stage_key
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FOLDER = "diffinf-decoded"  # below the folder of the settings: nothing else is ever removed
 FILE_BYTES = 2**25  # of pixels in a file
 FEWEST = 64  # images that are worth a file
-_CODECS = ("pil", "jpg", "zlib", "webp", "libtiff", "jpg_2000", "littlecms2")
+_CODECS = ("pil", "jpg", "libjpeg_turbo", "zlib", "webp", "libtiff", "jpg_2000", "littlecms2")
 
 
 def open_cache(config: DataConfig, run: Path | None = None) -> DecodeCache | None:
@@ -53,19 +54,23 @@ class DecodeCache:
         self.folder, self.most = folder / FOLDER, most
         self._waiting: list[Callable[[], None]] | None = [] if held else None
         self._own: set[Path] = set()  # what this process used: not removed to make room
-        self._shelves: dict[str, Shelf] = {}
+        self._shelves: dict[tuple[Any, ...], Shelf] = {}
         self._said: set[str] = set()
         self._writes = True
 
     def pixels(self, size: int, channels: int, icc: bool) -> Shelf:
         """Squares, uint8 (channels, size, size), as `FaceDataset.images` makes them."""
-        name = f"{size}x{channels}-{_key(size, channels, icc)}"
-        return self._shelves.setdefault(name, Shelf(self, name, (channels, size, size), np.uint8))
+        return self._shelf(f"{size}x{channels}", (size, channels, icc), (channels, size, size), np.uint8)
 
     def checks(self, max_pixels: int, icc: bool) -> Shelf:
         """Short side and whether it is grey, uint32 (2,), of images that were decoded as a whole."""
-        name = f"checks-{_key(max_pixels, icc)}"
-        return self._shelves.setdefault(name, Shelf(self, name, (2,), np.uint32))
+        return self._shelf("checks", (max_pixels, icc), (2,), np.uint32)
+
+    def _shelf(self, kind: str, settings: tuple[Any, ...], shape: tuple[int, ...], values: Any) -> Shelf:
+        if (shelf := self._shelves.get((kind, *settings))) is None:
+            shelf = Shelf(self, f"{kind}-{_key(*settings)}", shape, values)
+            self._shelves[kind, *settings] = shelf
+        return shelf
 
     def release(self) -> None:
         """Write what was held back, and all that follows."""
@@ -92,9 +97,10 @@ class DecodeCache:
         elif self._writes:
             try:
                 self._write(path, digests, values)
-            except OSError as error:
+            except (OSError, UserError) as error:
                 self._writes = False
-                self.say(f"{self.folder}: decoded images are not kept ({error.strerror or error})")
+                cause = error.__cause__ or error  # the advice of a UserError is about a run's directory
+                self.say(f"{self.folder}: decoded images are not kept ({_reason(cause)})")
 
     def _write(self, path: Path, digests: NDArray[np.uint8], values: NDArray[Any]) -> None:
         if not self._room(digests.nbytes + values.nbytes):
@@ -104,14 +110,8 @@ class DecodeCache:
                 "raise data.cache_gb to keep them"
             )
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as handle:
-                np.savez(handle, sha256=digests, values=values)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, sha256=digests, values=values)
         self._own.add(path)
         self.say(f"decoded images are kept in {self.folder} (at most {self.most / 1e9:g} GB)")
 
@@ -122,11 +122,16 @@ class DecodeCache:
             with suppress(FileNotFoundError):  # removed by another process
                 stored.append((path.stat().st_mtime_ns, path.stat().st_size, path))
         excess = sum(size for _, size, _ in stored) + needed - self.most
+        going = []
         for _, size, path in sorted(stored):
             if excess > 0 and path not in self._own:
-                path.unlink(missing_ok=True)
+                going.append(path)
                 excess -= size
-        return excess <= 0
+        if excess > 0:  # what would go makes too little room: it stays
+            return False
+        for path in going:
+            path.unlink(missing_ok=True)
+        return True
 
 
 class Shelf:
@@ -152,26 +157,37 @@ class Shelf:
             for path in paths:
                 values = self._load(path, "values", (len(self._digests[path]), *self._shape), self._kind)
                 if values is not None:
+                    self._cache.use(path)
                     slots, rows = np.array(wanted[path]).T
                     out[slots] = values[rows]
                     found[slots] = True
 
         in_threads(work, list(wanted), chunk=1)
-        for path in {path for path in wanted if not found[[slot for slot, _ in wanted[path]]].all()}:
-            self._forget(path)
+        for path, places in wanted.items():
+            if not found[[slot for slot, _ in places]].all():
+                self._forget(path)
         return found
 
     def known(self) -> dict[str, Any]:
-        """All rows: hex sha256 -> values."""
+        """All rows: hex sha256 -> values. Whose they are is not known yet, so no file counts as used."""
         self._look()
-        digests = [digest.hex() for digest in self._places]
-        values = np.empty((len(digests), *self._shape), dtype=self._kind)
-        found = self.take(digests, values)
-        return {digest: values[row] for row, digest in enumerate(digests) if found[row]}
+        rows: dict[str, Any] = {}
+        for path, digests in list(self._digests.items()):
+            values = self._load(path, "values", (len(digests), *self._shape), self._kind)
+            if values is None:
+                self._forget(path)
+            else:
+                rows |= {digest.hex(): row for digest, row in zip(digests, values, strict=True)}
+        return rows
 
     def add(self, digests: Sequence[str], values: NDArray[Any]) -> None:
-        """Keep rows `values` (N, ...), whose `digests` are hex sha256; a few are not worth a file."""
+        """Keep rows `values` (N, ...), whose `digests` are hex sha256; a few are not worth a file.
+
+        Files that hold some of them already count as used.
+        """
         first = {bytes.fromhex(digest): row for row, digest in enumerate(digests)}
+        for path in {self._places[digest][0] for digest in first if digest in self._places}:
+            self._cache.use(path)
         new = [digest for digest in sorted(first) if digest not in self._places]
         if len(new) < FEWEST:
             return
@@ -194,13 +210,14 @@ class Shelf:
 
     def _forget(self, path: Path) -> None:
         for digest in self._digests.pop(path):
-            if self._places[digest][0] == path:
+            place = self._places.get(digest)  # equal images lie in several files; one of them has the place
+            if place is not None and place[0] == path:
                 del self._places[digest]
 
     def _load(
         self, path: Path, name: str, shape: tuple[int | None, ...], kind: np.dtype[Any]
     ) -> NDArray[Any] | None:
-        """An array of a file; None where it is gone, or damaged, when the file is removed."""
+        """An array of a file; None where it is gone, cannot be read, or is damaged, when the file is removed."""
         try:
             with np.load(path, allow_pickle=False) as stored:  # of a zip archive, which checks its sums
                 values: NDArray[Any] = stored[name]
@@ -211,16 +228,19 @@ class Shelf:
                 raise ValueError(f"{name} is {values.dtype} {values.shape}")
         except FileNotFoundError:  # another process made room
             return None
-        except PermissionError as error:
-            self._cache.say(f"{path}: cannot be read ({error.strerror}); its images are decoded")
+        except (OSError, MemoryError) as error:  # of the machine, and it may pass
+            self._cache.say(f"{path}: cannot be read ({_reason(error)}); its images are decoded")
             return None
         except Exception as error:  # of damaged archives nearly anything
             self._cache.say(f"{path}: damaged ({error}); thrown away, its images are decoded again")
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             return None
-        self._cache.use(path)
         return values
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _key(*settings: Any) -> str:
