@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from miniatures import make_celeba, make_folders, make_huggingface, make_rows, picture
+from miniatures import make_celeba, make_folders, make_huggingface, make_rows, make_table, picture
 
 from diffinf import progress
 from diffinf.config import DataConfig, RunConfig, apply_overrides
 from diffinf.data import FaceDataset, cache, dataset, open_dataset
 from diffinf.data.cache import DecodeCache
+from diffinf.errors import UserError
 from diffinf.pipeline import default_directory
 from diffinf.run import Run
 
@@ -343,6 +344,21 @@ def test_the_cache_of_a_run_waits_for_the_run(tmp_path: Path) -> None:
         cache.open_cache(DataConfig()) is None
         and cache.open_cache(DataConfig(cache="none"), tmp_path) is None
     )
+
+
+def test_the_cache_may_not_mix_with_the_dataset(tmp_path: Path) -> None:
+    root = make_folders(tmp_path / "diffinf-decoded" / "faces", splits=["train", "test"])
+    before = sorted(root.rglob("*"))
+    for place, said in ((root, "lies inside"), (root / "train", "lies inside"), (tmp_path, "holds")):
+        with pytest.raises(
+            UserError, match=rf"data\.cache: .*: {said} the dataset .*; choose a folder outside"
+        ):
+            open_dataset(root, DataConfig(cache=place))
+    assert sorted(root.rglob("*")) == before
+    table = make_table(tmp_path / "table")
+    assert (
+        len(pixels(open_dataset(table, DataConfig(cache=table.parent)))) == 36
+    )  # beside it: nothing is mixed
 
 
 def test_where_decoded_images_are_kept_makes_no_other_run(tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ def open_cache(config: DataConfig, run: Path | None = None) -> DecodeCache | Non
     return DecodeCache(run / ".cache", most, held=True) if config.cache == "run" and run is not None else None
 
 
+def check_place(folder: Path, dataset: Path) -> None:
+    """Refuse a cache in `folder` that would mix with the files of the dataset, a folder or file; UserError."""
+    place = folder.resolve() / FOLDER
+    if dataset.is_dir() and (place.is_relative_to(dataset) or dataset.is_relative_to(place)):
+        held = "lies inside" if place.is_relative_to(dataset) else "holds"
+        raise UserError(f"data.cache: {place}: {held} the dataset {dataset}; choose a folder outside")
+
+
 class DecodeCache:
     """A folder of decoded images, which several processes may read and write at once."""
 

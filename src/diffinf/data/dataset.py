@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffinf.data.cache import FEWEST, FILE_BYTES, DecodeCache, open_cache
+from diffinf.data.cache import FEWEST, FILE_BYTES, DecodeCache, check_place, open_cache
 from diffinf.data.checks import (
     CheckedImage,
     check_classes,
@@ -119,15 +119,15 @@ class FaceDataset:
         except UnreadableImageError as error:
             raise self._gone(index, error) from error
 
-    def image(self, index: int, *, least_side: int | None = None) -> Image.Image:
-        """The decoded image of one row, upright, "L" or "RGB"; `least_side` as in `decode_image`.
+    def image(self, index: int) -> Image.Image:
+        """The decoded image of one row, upright, "L" or "RGB".
 
         Raises:
             UserError: the file has changed or gone since the dataset was opened.
         """
         data = self.encoded(index)
         try:
-            return decode_image(data, max_pixels=self.max_pixels, least_side=least_side, icc=self.icc)
+            return decode_image(data, max_pixels=self.max_pixels, icc=self.icc)
         except UnreadableImageError as error:
             raise self._gone(index, error) from error
 
@@ -262,9 +262,11 @@ def open_dataset(
 
     Raises:
         UserError: nothing at `path`, a column that is not there, no label, an id that occurs twice, a path
-            out of the root, a class with fewer than two training samples, no readable image.
+            out of the root, a class with fewer than two training samples, no readable image, a cache in the dataset.
     """
     records = read_records(path, config)
+    if isinstance(config.cache, Path):
+        check_place(config.cache, records.source.path)
     if records.ballots is None and (config.votes or config.annotators):
         raise UserError(
             f"{path}: data.votes and data.annotators name columns of a table, and the layout "
