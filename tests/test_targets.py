@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from data.miniatures import make_celeba, make_table
-from diffinf import targets
+from diffinf import pipeline, targets
 from diffinf.cli import main
 from diffinf.config import RunConfig, make_config
+from diffinf.data.cache import DecodeCache
 from diffinf.data.dataset import open_dataset
 from diffinf.errors import UserError
 from diffinf.run import Run, load_tensors, read_json, read_table, save_tensors
@@ -26,9 +27,13 @@ class Trainings:
 
     def __init__(self) -> None:
         self.read: list[tuple[str, str, bool]] = []
+        self.caches: list[DecodeCache | None] = []
 
-    def __call__(self, config: RunConfig, *, until: str, out: Path, fresh: bool) -> Run:
+    def __call__(
+        self, config: RunConfig, *, until: str, out: Path, fresh: bool, cache: DecodeCache | None
+    ) -> Run:
         self.read.append((config.data.label, config.dataset, Run.exists(out)))
+        self.caches.append(cache)
         run, dataset, _ = make_run(Path(config.dataset), out, config.data, policy=config.repair.policy)
         pictures = load_tensors(run.repair / "pictures.safetensors")
         pictures["edited"] = pictures["edited"].roll(ord(config.data.label[0]), dims=3)  # other edits of each
@@ -135,6 +140,32 @@ def test_what_is_done_stays_until_what_it_read_changes(
     other = settings(celeba, repair={"policy": "edit-or-relabel"})
     execute_targets(other, ["Smiling", "Young"], until="report", out=out)
     assert [there for _, _, there in trainings.read[4:]] == [True, False], "Young reads another dataset now"
+
+
+def test_decoded_images_are_kept_once_for_all(celeba: Path, tmp_path: Path, trainings: Trainings) -> None:
+    out = execute_targets(settings(celeba), ["Smiling", "Young"], until="report", out=tmp_path / "out")
+    assert [cache and cache.folder.parent for cache in trainings.caches] == [out / ".cache"] * 2
+    # The settings of a run name no place: its directory may be moved.
+    assert Run.open(out / "targets" / "Young").config.data.cache == "run"
+    execute_targets(settings(celeba, data={"cache": "none"}), ["Young"], until="report", out=tmp_path / "b")
+    assert trainings.caches[2] is None
+
+
+def test_a_run_opens_its_dataset_with_the_cache_it_is_given(
+    celeba: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def opened(*_: Any, cache: DecodeCache, **__: Any) -> None:
+        given.append(cache)
+        raise UserError("enough")
+
+    monkeypatch.setattr(pipeline, "open_dataset", opened)
+    shared = DecodeCache(tmp_path / "shared", 1)
+    for cache in (shared, None):
+        with pytest.raises(UserError, match="enough"):
+            pipeline.execute(settings(celeba), out=tmp_path / "out", cache=cache)
+    assert given[0] is shared and given[1].folder.parent == tmp_path / "out" / ".cache"
 
 
 def test_columns_of_a_table_and_a_cut_dataset(tmp_path: Path, trainings: Trainings) -> None:

@@ -26,7 +26,7 @@ from diffinf.classify.crossfit import cross_fit
 from diffinf.classify.model import to_input
 from diffinf.classify.train import load_checkpoints, train_classifier
 from diffinf.config import PresetName, RunConfig, make_config
-from diffinf.data.cache import open_cache
+from diffinf.data.cache import DecodeCache, open_cache
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
@@ -60,7 +60,14 @@ REPAIRED = ("repair", "surrogate")
 COMPARED = ("compare.parquet", "compare")
 
 
-def execute(config: RunConfig, *, until: str = "report", out: Path | None = None, fresh: bool = False) -> Run:
+def execute(
+    config: RunConfig,
+    *,
+    until: str = "report",
+    out: Path | None = None,
+    fresh: bool = False,
+    cache: DecodeCache | None = None,
+) -> Run:
     """Run the stages up to `until` ("train", "score", "train-autoencoder", "repair", "compare", "report").
 
     Under `torchrun` the first process does this, and the others take their part of the self-influence and of the
@@ -71,6 +78,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
         until: the last stage.
         out: the run's directory; none: runs/NAME-KEY, the same for the same data and seed.
         fresh: start over instead of continuing.
+        cache: where decoded images are kept; none: as the settings say.
 
     Raises:
         UserError: the data, the settings or the directory cannot be used; the message says why.
@@ -84,7 +92,7 @@ def execute(config: RunConfig, *, until: str = "report", out: Path | None = None
             config.repair, config.autoencoder.max_depth, partial(most_steps, default_scheduler())
         )
     path = out or default_directory(config)
-    cache = open_cache(config.data, path)
+    cache = cache or open_cache(config.data, path)
     dataset = open_dataset(config.dataset, config.data, seed=config.seed, cache=cache)
     team = Team()
     if not team.leads:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from diffinf.config import RunConfig, merge
+from diffinf.data.cache import open_cache
 from diffinf.data.readers import attribute_names, read_records
 from diffinf.data.readers.remote import is_url
 from diffinf.errors import UserError
@@ -70,8 +71,6 @@ def execute_targets(
         )
     make_directory(path)
     known = read_json(path / _STATE)["read"] if (path / _STATE).exists() else {}
-    if config.data.cache == "run":  # of all attributes together: they show the same images
-        config = _changed(config, data={"cache": (path / ".cache").absolute()})
     dataset, before, runs = config.dataset, "", dict[str, Run]()
     for name in names:
         folder = path / FOLDER / quote(name, safe=" ")
@@ -84,7 +83,8 @@ def execute_targets(
         known[name] = before
         write_json(path / _STATE, {"targets": names, "read": known})
         try:
-            run = runs[name] = execute(settings, until=until, out=folder, fresh=fresh)
+            cache = open_cache(config.data, path)  # of all attributes together: they show the same images
+            run = runs[name] = execute(settings, until=until, out=folder, fresh=fresh, cache=cache)
         except UserError as error:
             raise UserError(f"attribute {name}: {error}") from error
         if run.is_done("refine"):
