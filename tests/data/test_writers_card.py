@@ -180,6 +180,24 @@ def test_other_columns_come_along(tmp_path: Path, write: Callable[..., object]) 
     np.testing.assert_array_equal(again.truth_labels(), dataset.truth_labels())
 
 
+@pytest.mark.parametrize("write", [export_parquet, export_imagefolder])
+def test_groups_called_as_other_columns_keep_their_values(
+    tmp_path: Path, write: Callable[..., object]
+) -> None:
+    names = ("action", "identity", "label", "source_action")
+    rows = [
+        {**row, **{name: f"{name} {index % 2}" for name in names}} for index, row in enumerate(make_rows())
+    ]
+    rows = [{**row, "mood": str(index % 3)} for index, row in enumerate(rows)]
+    config = DataConfig(label="mood", identity="person", groups=list(names))
+    dataset = open_dataset(make_table(tmp_path / "a", rows), config)
+    write(dataset, tmp_path / "out", {str(dataset.ids[0]): "edited"})
+    first = exported(tmp_path / "out")[str(dataset.ids[0])]
+    assert (first["action"], first["identity"], first["label"]) == ("edited", "p0", 0)
+    assert (first["source_action"], first["source_source_action"]) == ("source_action 0", "action 0")
+    assert (first["source_identity"], first["source_label"]) == ("identity 0", "label 0")
+
+
 def test_other_columns_keep_their_types(tmp_path: Path) -> None:
     dataset = open_dataset(
         make_huggingface(tmp_path / "a.parquet", make_rows(60)), DataConfig(split="subset", votes=[])

@@ -140,7 +140,7 @@ def export_parquet(dataset: FaceDataset, out: Path, actions: Mapping[str, str] |
         actions: id -> action, see `diffinf.data.card.ACTIONS`.
 
     Raises:
-        UserError: `out` is not empty; a column has the name of another.
+        UserError: `out` is not empty; a table cannot be read any more.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -183,7 +183,7 @@ def export_imagefolder(
         id -> path below `out`.
 
     Raises:
-        UserError: `out` is not empty; a column has the name of another.
+        UserError: `out` is not empty; a table cannot be read any more.
     """
     columns = SampleColumns(dataset, actions)
     folders = _distinct(dataset.class_names)

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from diffinf.data.readers.columns import ColumnFiles
 from diffinf.data.readers.formats import read_columns
-from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.data.dataset import FaceDataset
@@ -23,8 +22,8 @@ class SampleColumns:
     """Columns by sample: id, label, identity, groups, what became of it, and what else the source holds.
 
     The source's own columns (votes, truth, remarks ...) keep names, types and Hugging Face features; cells of CSV are
-    text. One that is called as another column is gets `source_` before its name. Columns that are here in another form
-    (image, label, id, split) do not come twice, but a number that was cut into bins does.
+    text. One that is called as another column is, a group too, gets `source_` before its name. Columns that are here
+    in another form (image, label, id, split) do not come twice, but a number that was cut into bins does.
 
     Attributes:
         schema: the fields, in order.
@@ -35,7 +34,7 @@ class SampleColumns:
         """Read the columns of a dataset; `actions` says what was done to each id.
 
         Raises:
-            UserError: a group has the name of a column; a table cannot be read any more.
+            UserError: a table cannot be read any more.
         """
         own = _text_columns(dataset, actions)
         self._own = pa.table(
@@ -79,13 +78,10 @@ class SampleColumns:
 
 def _text_columns(dataset: FaceDataset, actions: Mapping[str, str] | None) -> dict[str, list[str]]:
     columns = {} if dataset.identities is None else {"identity": dataset.identities.tolist()}
-    columns |= {name: values.tolist() for name, values in dataset.groups.items()}
-    if actions is not None:
-        columns["action"] = [actions.get(sample, "") for sample in dataset.ids.tolist()]
-    stray = next((name for name in columns if name in TAKEN), None)
-    if stray is not None:
-        raise UserError(f"{dataset.source.name}: group {stray!r} has the name of a column; leave it out")
-    return columns
+    done = {} if actions is None else {"action": [actions.get(sample, "") for sample in dataset.ids.tolist()]}
+    names = _free_names(list(dataset.groups), {*TAKEN, *columns, *done})
+    groups = zip(names, (values.tolist() for values in dataset.groups.values()), strict=True)
+    return columns | dict(groups) | done
 
 
 def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, Any]]:
