@@ -6,7 +6,8 @@ from test_report_page import page, plain, section
 
 from diffinf.report import plots
 from diffinf.report.groups import warning
-from diffinf.run import Run, load_tensors, read_json, read_table, write_table
+from diffinf.run import Run, load_tensors, read_json, read_table, save_tensors, write_json, write_table
+from diffinf.stages import summary
 from diffinf.stages.summary import write_summary
 
 
@@ -38,9 +39,9 @@ def run(tmp_path_factory):
 
 
 def test_the_summary_counts_by_group(run):
-    summary = read_json(run.summary)
-    assert set(summary["groups"]) == {"gender", "empty"} and summary["groups"]["empty"] == {}
-    women, men = (summary["groups"]["gender"][name] for name in ("f", "m"))
+    found = read_json(run.summary)
+    assert set(found["groups"]) == {"gender", "empty"} and found["groups"]["empty"] == {}
+    women, men = (found["groups"]["gender"][name] for name in ("f", "m"))
     gender = {row["id"]: row["group_gender"] for row in read_table(run.path / "dataset.parquet").to_pylist()}
     scores, edits = read_table(run.scores).to_pylist(), read_table(run.edits).to_pylist()
     assert women["n"] == sum(gender[row["id"]] == "f" for row in scores)
@@ -49,10 +50,21 @@ def test_the_summary_counts_by_group(run):
     assert men["flagged"] == 0 and men["flagged_ci"][0] == 0 < men["flagged_ci"][1]
     assert set(women["accuracy"]) == set(ARMS) > {"baseline", "diffinf"}
     for arm in ARMS:
-        found = women["accuracy"][arm]
-        assert found["n"] == 60 and found["ci"][0] <= found["accuracy"] <= found["ci"][1]
-    warned = {(row["column"], row["group"], row["measure"]) for row in summary["group_warnings"]}
+        figures = women["accuracy"][arm]
+        assert figures["n"] == 60 and figures["ci"][0] <= figures["accuracy"] <= figures["ci"][1]
+    warned = {(row["column"], row["group"], row["measure"]) for row in found["group_warnings"]}
     assert ("gender", "f", "flagged") in warned and all(group == "f" for _, group, _ in warned)
+
+
+def test_accuracies_are_resampled_once_for_the_same_predictions(run, monkeypatch):
+    before, asked = read_json(run.summary), []
+    monkeypatch.setattr(summary, "accuracy_by_group", lambda *arrays: asked.append(arrays) or {})
+    assert write_summary(run)["groups"] == before["groups"] and not asked
+    file = next((run.compare / "predictions").iterdir())
+    save_tensors(file, {"logits": -load_tensors(file)["logits"]})
+    assert write_summary(run)["groups"] != before["groups"] and len(asked) == 2 * len(ARMS)
+    save_tensors(file, {"logits": -load_tensors(file)["logits"]})
+    write_json(run.summary, before)
 
 
 def test_the_page_shows_the_groups_and_warns(run, monkeypatch):

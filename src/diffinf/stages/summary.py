@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from diffinf import __version__
 from diffinf.evaluate.gain import arm_interval
 from diffinf.evaluate.groups import accuracy_by_group, count_groups, uneven_groups
-from diffinf.evaluate.intervals import Interval
 from diffinf.report import write_report
-from diffinf.run import GROUP, Run, load_tensors, read_class_names, read_json, read_table, write_json
+from diffinf.run import (
+    GROUP,
+    Run,
+    file_sha256,
+    files_sha256,
+    load_tensors,
+    read_class_names,
+    read_json,
+    read_table,
+    stage_key,
+    write_json,
+)
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
 REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "label_fits", "restored")
@@ -193,7 +203,8 @@ def _groups(run: Run) -> dict[str, Any]:
         edits = read_table(run.edits).to_pylist()
         edited = {row["id"] for row in edits if row["status"] == "edited"}
         marks["edited"] = [row["id"] in edited for row in scores]
-    splits = people["split"].to_pylist()
+    tested = people.filter(pc.equal(people["split"], "test"))
+    accuracies = _accuracies(run, {name.removeprefix(GROUP): tested[name].to_pylist() for name in columns})
     groups: dict[str, Any] = {}
     warnings = []
     for column in columns:
@@ -201,24 +212,40 @@ def _groups(run: Run) -> dict[str, Any]:
         of_id = dict(zip(people["id"].to_pylist(), values, strict=True))
         scored = [of_id[row["id"]] for row in scores]
         counts = count_groups(scored, [row["score"] for row in scores], flagged, marks.get("edited"))
-        groups[name] = {value: {**found.to_dict(), "accuracy": {}} for value, found in counts.items()}
-        for arm, shares in _accuracies(run, [v for v, s in zip(values, splits, strict=True) if s == "test"]):
-            for value, (n, accuracy) in shares.items():
-                if value in groups[name]:
-                    figures = {"accuracy": accuracy.estimate, "ci": list(accuracy.ci), "n": n}
-                    groups[name][value]["accuracy"][arm] = figures
+        measured = accuracies.get(name, {})
+        groups[name] = {
+            value: {**found.to_dict(), "accuracy": measured.get(value, {})} for value, found in counts.items()
+        }
         for measure, marked in marks.items():
             uneven = uneven_groups(scored, marked)
             warnings += [{"column": name, "measure": measure, **asdict(group)} for group in uneven]
     return {"groups": groups, "group_warnings": warnings}
 
 
-def _accuracies(run: Run, groups: list[str | None]) -> Iterator[tuple[str, dict[str, tuple[int, Interval]]]]:
-    """Accuracy by group of every arm that was trained."""
-    rows = read_table(run.comparison).to_pylist() if run.comparison.exists() else []
+def _accuracies(run: Run, groups: dict[str, list[str | None]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Column -> group -> arm -> accuracy, of every arm that was trained; `groups` are those of the test images.
+
+    Resampling takes its time, and every command ends here: what was found is kept beside the predictions.
+    """
+    if not run.comparison.exists():
+        return {}
+    read = [file_sha256(file) for file in (run.path / "dataset.parquet", run.comparison)]
+    key = stage_key(__version__, read, files_sha256(run.compare / "predictions", "*"))
+    kept = run.compare / "groups.json"
+    if kept.exists() and (known := read_json(kept))["key"] == key:
+        return dict(known["accuracy"])
+    rows, labels = read_table(run.comparison).to_pylist(), _test_labels(run)
+    found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in groups}
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        if sound := _sound(rows, arm):
-            yield arm, accuracy_by_group(groups, _logits(run, sound), _test_labels(run))
+        if not (sound := _sound(rows, arm)):
+            continue
+        logits = _logits(run, sound)
+        for name, values in groups.items():
+            for value, (n, accuracy) in accuracy_by_group(values, logits, labels).items():
+                figures = {"accuracy": accuracy.estimate, "ci": list(accuracy.ci), "n": n}
+                found[name].setdefault(value, {})[arm] = figures
+    write_json(kept, {"key": key, "accuracy": found})
+    return found
 
 
 def _test_labels(run: Run) -> np.ndarray[Any, np.dtype[np.int64]]:
