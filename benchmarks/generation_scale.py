@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from rich.table import Table
 from diffinf import __version__
 from diffinf.evaluate.separability import identity_separability
 from diffinf.generate import choose_negative_contexts, random_contexts
+from fer_noise import shareable
 from influence_scale import resident
 
 STRATEGIES = ("random", "close", "mid", "far")
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if given.one:
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     Console().print(table)
     if given.out:
         report = {
-            "command": "python benchmarks/generation_scale.py",
+            "command": shlex.join(["python", "benchmarks/generation_scale.py", *shareable(arguments)]),
             "version": __version__,
             "date": date.today().isoformat(),
             "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},

@@ -27,6 +27,7 @@ def groups(files: RunFiles) -> dict[str, Any] | None:
     ]
     return {
         "tables": tables,
+        "shown": _SHOWN,
         "repaired": any(row["edited"] is not None for table in tables for row in table["rows"]),
         "retrained": any(row["accuracy"] for table in tables for row in table["rows"]),
         "warnings": [warning(uneven) for uneven in files.summary.get("group_warnings") or []],
