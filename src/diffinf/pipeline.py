@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 
 from diffinf.classify.crossfit import cross_fit
@@ -36,13 +35,11 @@ from diffinf.errors import UserError
 from diffinf.influence.self_influence import self_influence
 from diffinf.repair.edit import check_noise_levels
 from diffinf.run import (
-    GROUP,
     Run,
     file_sha256,
     files_sha256,
     save_tensors,
     stage_key,
-    write_table,
 )
 from diffinf.stages.comparing import check_comparison, compare_run, data_arms, say_what_goes
 from diffinf.stages.identifying import identity_provider
@@ -51,6 +48,7 @@ from diffinf.stages.refining import REFINED, refine
 from diffinf.stages.repairing import repair_run
 from diffinf.stages.scoring import score_run
 from diffinf.stages.summary import write_results
+from diffinf.stages.tables import write_dataset_tables
 from diffinf.stages.team import Team
 from diffinf.stages.workspace import Workspace, default_preset
 
@@ -108,7 +106,7 @@ def execute(
         workspace = Workspace(run, dataset, team)
         _check_labels(workspace)
         identity_provider(config.repair.identity, workspace.identities)  # rather now than after hours
-        _write_dataset_tables(workspace)
+        write_dataset_tables(workspace)
         run.event("run", "begin", device=str(workspace.device), cpus=os.cpu_count(), until=until)
         for name, stage in STAGES.items():
             stage(workspace)
@@ -209,30 +207,6 @@ def _content(path: Path | None) -> dict[str, str]:
         return {}
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     return {str(file): file_sha256(file) for file in found if file.is_file()}
-
-
-def _write_dataset_tables(workspace: Workspace) -> None:
-    data, run = workspace.dataset, workspace.run
-    nobody = pa.nulls(len(data), pa.string())
-    samples = {
-        "id": pa.array(data.ids, pa.string()),
-        "target": pa.array([""] * len(data), pa.string()),
-        "label": pa.array(np.array(data.class_names)[data.labels], pa.string()),
-        "split": pa.array(data.splits, pa.string()),
-        "identity": nobody if data.identities is None else pa.array(data.identities, pa.string()),
-    }
-    if data.votes is not None:
-        samples["agreement"] = pa.array(data.votes.agreement(data.labels), pa.float64(), from_pandas=True)
-    for name, values in data.groups.items():
-        samples[f"{GROUP}{name}"] = pa.array([value or None for value in values.tolist()], pa.string())
-    write_table(run.path / "dataset.parquet", pa.table(samples), data.class_names)
-    lost = {
-        "id": pa.array([item.id for item in data.quarantine], pa.string()),
-        "target": pa.array([""] * len(data.quarantine), pa.string()),
-        "path": pa.array([item.path for item in data.quarantine], pa.string()),
-        "reason": pa.array([item.reason for item in data.quarantine], pa.string()),
-    }
-    write_table(run.path / "quarantine.parquet", pa.table(lost), data.class_names)
 
 
 def _cross_fit(workspace: Workspace) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from diffinf.config import DataConfig, RunConfig
 from diffinf.data import FaceDataset, open_dataset
-from diffinf.pipeline import _write_dataset_tables
 from diffinf.run import Run, save_tensors, write_json, write_table
+from diffinf.stages.tables import write_dataset_tables
 from diffinf.stages.workspace import Workspace
 
 # Of the first training samples: what the gate said, and P(label right).
@@ -26,7 +26,7 @@ def make_run(
     dataset = open_dataset(path, data)
     config = RunConfig(dataset=str(path), data=data, device="cpu", repair={"policy": policy, "spare": spare})
     run = Run.create(folder, config, dataset.fingerprint)
-    _write_dataset_tables(Workspace(run, dataset))
+    write_dataset_tables(Workspace(run, dataset))
     rows, names = dataset.rows("train"), np.array(dataset.class_names)
     ids, labels = dataset.ids[rows], dataset.labels[rows]
     n, k = len(rows), len(GATE)

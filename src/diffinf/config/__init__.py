@@ -1,6 +1,7 @@
 """Settings: one model a stage, every field described, unknown names refused; YAML in and out."""
 
 from diffinf.config.arms import DATA_ARMS, KNOBS, ROBUST_ARMS, Knob, split_arm
+from diffinf.config.data import DataConfig, DataFormat
 from diffinf.config.presets import (
     PresetName,
     check_preset,
@@ -19,8 +20,6 @@ from diffinf.config.stages import (
     AutoencoderConfig,
     ClassifierConfig,
     CompareConfig,
-    DataConfig,
-    DataFormat,
     EditorName,
     GeneratorConfig,
     Identity,

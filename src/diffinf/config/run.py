@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from diffinf.config.data import DataConfig
 from diffinf.config.presets import PresetName, check_preset, preset
 from diffinf.config.stages import (
     AutoencoderConfig,
     ClassifierConfig,
     CompareConfig,
-    DataConfig,
     GeneratorConfig,
     InfluenceConfig,
     RepairConfig,
