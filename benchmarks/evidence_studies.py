@@ -76,7 +76,7 @@ STUDIES: dict[str, Study] = {
             Case("none", {"noise": "none", "rate": 0.0}),
             *_BASE,
             *(
-                Case(f"{noise} {rate:.0%}", {"noise": noise, "rate": rate})
+                Case(f"{noise} {100 * rate:.0f} %", {"noise": noise, "rate": rate})
                 for noise, rate in (
                     ("confounded", 0.4),
                     ("asymmetric", 0.27),
