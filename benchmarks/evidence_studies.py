@@ -88,8 +88,14 @@ STUDIES: dict[str, Study] = {
     ),
     "share": Study(
         "share flagged",
-        ("baseline", "filter", "resample", "diffinf"),
-        (*_BASE, *(Case(f"{share:.0%} flagged", settings=(f"influence.share={share}",)) for share in SHARES)),
+        ("filter", "diffinf"),
+        (
+            *_BASE,
+            *(
+                Case(f"{100 * share:.0f} % flagged", settings=(f"influence.share={share}",))
+                for share in SHARES
+            ),
+        ),
     ),
     "policies": Study(
         "edit, relabel, drop, resample: the same flags",
