@@ -94,3 +94,10 @@ def test_numbers():
     assert signed(0.0123) == "+0.012" and percent(0.125) == "12.5\N{NO-BREAK SPACE}%"
     assert [duration(s) for s in (4.2, 41.2, 205.3, 3900)] == ["4.2 s", "41 s", "3 min 25 s", "1 h 5 min"]
     assert plain_figures({"a_b": 0.5, "n": 3000, "name": "x", "on": True}) == [("a b", "0.5"), ("n", "3,000")]
+
+
+def test_other_arms_alone_leave_it_open_and_not_unfinished() -> None:
+    state = {"n_train": 90, "flagged": 16, "statuses": {"kept": 16}, "gain": None, "n_test": 20}
+    found = headline(**state, compared=True)  # type: ignore[arg-type]
+    assert found.verdict == "unclear" and "not both arms" in found.sentences[-1]
+    assert headline(**state).verdict == "unfinished"  # type: ignore[arg-type]

@@ -15,13 +15,20 @@ def show(run: Any, as_json: bool) -> None:
         print(json.dumps({"run": str(run.path), **summary}, indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console()
     if summary["arms"]:
         ordered = any("mean_absolute_error" in arm for arm in summary["arms"].values())
         distance = ["mean error in classes"] if ordered else []
-        table = Table("arm", "balanced accuracy", "95 % interval", "accuracy", *distance, "seeds")
+        table = Table(
+            Column("arm", overflow="fold"),
+            "balanced accuracy",
+            "95 % interval",
+            "accuracy",
+            *distance,
+            "seeds",
+        )
         for name, arm in summary["arms"].items():
             low, high = arm["ci"]
             interval, balanced = f"{low:.3f} to {high:.3f}", f"{arm['balanced_accuracy']:.3f}"

@@ -57,6 +57,7 @@ def environment() -> Environment:
 def context(files: RunFiles) -> dict[str, Any]:
     """Everything the template shows, by section; a section is None where the run has not come so far."""
     found, refused, differences = figures.found(files), faces.refused(files), figures.differences(files)
+    arms = figures.arms(files, differences)
     return {
         "name": files.name,
         "dataset": files.config.get("dataset"),
@@ -67,6 +68,7 @@ def context(files: RunFiles) -> dict[str, Any]:
             gain=figures.gain(files, differences.get("baseline")),
             n_test=figures.n_test(files),
             resample=differences.get("resample"),
+            compared=bool(arms and arms["table"]),
         ),
         "found": found,
         "suspicious": faces.suspicious(files),
@@ -74,7 +76,7 @@ def context(files: RunFiles) -> dict[str, Any]:
         "refused": refused,
         "identity": identity(files),
         "surrogate": surrogate(files),
-        "arms": figures.arms(files, differences),
+        "arms": arms,
         "stale": bool(files.summary.get("arms_stale")),
         "groups": groups(files),
         "truth": figures.truth(files),

@@ -87,6 +87,7 @@ def headline(
     gain: Gain | None,
     n_test: int | None,
     resample: Difference | None = None,
+    compared: bool = False,
 ) -> Headline:
     """Say what was found, what was done and whether it helped.
 
@@ -98,6 +99,7 @@ def headline(
         gain: balanced accuracy without and with the repair, None if nothing was retrained.
         n_test: number of test images.
         resample: paired difference of the repair to the arm "resample".
+        compared: whether arms were trained, be it others than these.
     """
     if n_train is None or flagged is None:
         return Headline(
@@ -111,6 +113,11 @@ def headline(
     if statuses is None:
         return Headline("unfinished", title, ("No face has been edited yet: the run stopped before that.",))
     sentences = [_done(statuses)]
+    if gain is None and compared:
+        sentences.append(
+            "The last comparison had not both arms, baseline and diffinf: whether it helps is open."
+        )
+        return Headline("unclear", title, tuple(sentences))
     if gain is None:
         sentences.append("Nothing has been retrained on the repaired data yet, so whether it helps is open.")
         return Headline("unfinished", title, tuple(sentences))

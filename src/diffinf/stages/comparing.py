@@ -61,6 +61,7 @@ def say_what_goes(workspace: Workspace) -> None:
         note(
             f"compare.parquet and the report will no longer have {', '.join(gone)}; their trainings stay: name them in "
             "--arms too, and they are there again at once"
+            + ("; the classifier that `diffinf predict` uses goes" if "diffinf" in gone else "")
         )
 
 

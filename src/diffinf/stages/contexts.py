@@ -70,7 +70,7 @@ def read_order(
     if text == "train":
         if not model.context_names:
             raise UserError(
-                "--contexts train: the model has learned none; name a file, random:N or reference:DATASET"
+                "--contexts train (the default): the model has learned none; name a file, random:N or reference:DATASET"
             )
         return Order(model.denoiser.contexts().cpu(), model.context_names, per_context)
     path = Path(text)

@@ -40,7 +40,10 @@ def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dic
         UserError: there is no retrained classifier yet, or a file is no readable image.
     """
     if not (run.classifier / "final" / "config.json").exists():
-        raise UserError(f"{run.path}: no retrained classifier yet; run `diffinf compare {run.path}` first")
+        raise UserError(
+            f"{run.path}: no retrained classifier yet: it is that of the arm diffinf; run "
+            f"`diffinf compare {run.path} --arms baseline,diffinf`"
+        )
     model, spec = load_classifier(run.classifier / "final", resolve_device(device))
     pictures = [read_picture(path, run.config.data) for path in paths]
     pixels = [
