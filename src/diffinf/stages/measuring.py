@@ -169,7 +169,10 @@ def saved_arrays(
         UserError: the file is missing, damaged, of another kind, or holds Python objects.
     """
     if path.is_dir():
-        raise UserError(f"{path}: a folder; expected an .npy, an .npz or a .parquet file")
+        raise UserError(
+            f"{path}: a folder; expected features in an .npy, an .npz or a .parquet file (docs/measures.md shows how "
+            "to make them of pictures)"
+        )
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".parquet":
