@@ -157,7 +157,7 @@ def test_files_that_cannot_be_measured_are_named(files: dict[str, Path], tmp_pat
         measure_fidelity(files["real.npy"], files["generated.npz"], held_out=files["real.npy"])
     with pytest.raises(UserError, match=r"real\.npy: an \.npy has no labels for --by-class"):
         measure_fidelity(files["real.npy"], files["generated.npz"], per_class=True)
-    with pytest.raises(UserError, match=r"a folder; expected an \.npy"):
+    with pytest.raises(UserError, match=r"a folder; expected features in an \.npy"):
         measure_separability(tmp_path)
     assert set(saved_arrays(files["both.npz"])) == {"embeddings", "identities"}
 
