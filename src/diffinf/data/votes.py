@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass
+class Ballots:
+    """Votes as the source has them, by position.
+
+    Attributes:
+        counts: numbers of a row, None where there are none; empty: votes are `choices`.
+        of: names of the classes that the numbers stand for; none: all, in their order.
+        others: votes of a row for something that is no class; none: no such.
+        choices: annotator -> class, or number that bins are to cut, of a row; None where nobody said anything.
+    """
+
+    counts: list[Any] = field(default_factory=list)
+    of: tuple[str, ...] = ()
+    others: Sequence[float] = ()
+    choices: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
-    from diffinf.data.readers.votes import Ballots
+    from diffinf.data.votes import Ballots
 
 NewText = Callable[[str], str]  # what a source writes for a new class where it wrote the old text
 ID_COLUMN = "id"

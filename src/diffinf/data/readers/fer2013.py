@@ -15,7 +15,7 @@ from diffinf.data.readers.base import Records
 from diffinf.data.readers.formats import read_columns, read_schema
 from diffinf.data.readers.lists import ListFile, annotation_file
 from diffinf.data.readers.tables import TableLayout, read_table
-from diffinf.data.readers.votes import Ballots
+from diffinf.data.votes import Ballots
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,35 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffinf.data.readers.columns import ColumnFiles, as_text
-from diffinf.data.votes import Votes
+from diffinf.data.votes import Ballots, Votes
 from diffinf.errors import UserError
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig
     from diffinf.data.readers.base import Records
-
-
-@dataclass
-class Ballots:
-    """Votes as the source has them, by position.
-
-    Attributes:
-        counts: numbers of a row, None where there are none; empty: votes are `choices`.
-        of: names of the classes that the numbers stand for; none: all, in their order.
-        others: votes of a row for something that is no class; none: no such.
-        choices: annotator -> class, or number that bins are to cut, of a row; None where nobody said anything.
-    """
-
-    counts: list[Any] = field(default_factory=list)
-    of: tuple[str, ...] = ()
-    others: Sequence[float] = ()
-    choices: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 def read_ballots(
