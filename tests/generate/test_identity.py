@@ -74,6 +74,8 @@ def test_the_batch_changes_no_picture() -> None:
     whole = sample_images(model, wanted, SEEDS, SAMPLING, None, guidance, rows)
     some = sample_images(model, wanted[1:3], SEEDS[1:3], SAMPLING, None, guidance, rows[1:3])
     assert (whole[1:3].int() - some.int()).abs().max() <= 1
+    with pytest.raises(ValueError, match="whom each image shows"):
+        sample_images(model, wanted, SEEDS, SAMPLING, None, guidance)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,7 @@ def sample_images(
 
     Raises:
         UserError: the contexts do not fit the model, or are not finite or 0.
+        ValueError: there is guidance by an embedder, and no rows.
     """
     guided = sampling.negative not in ("none", "null")
     if guided and (negatives is None or negatives.shape != contexts.shape):
@@ -197,7 +198,9 @@ def sample_images(
         elif away is not None:
             negative = model.denoiser.embed(away[part].to(model.device))
         correct = None
-        if guidance is not None and rows is not None:
+        if guidance is not None:
+            if rows is None:
+                raise ValueError("rows: guidance by an embedder needs to know whom each image shows")
             own = rows[part].to(model.device)
             correct = partial(guidance.corrected, model, wanted=wanted, rows=own)
         latents = denoise(model, noise, positive, negative, sampling, generators, correct=correct)
