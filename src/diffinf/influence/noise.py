@@ -167,8 +167,9 @@ def _with_least_noise(joint: Floats) -> Floats:
 def ranked_trust(trust: ArrayLike, suspicion: ArrayLike) -> Floats:
     """The values of `trust`, (N,), dealt out in the order of `suspicion`, (N,): least trust to most suspicion.
 
-    Out-of-fold trust gives fair shares overall and a mediocre ranking; `error_log_odds` is the reverse. Equal
-    suspicions share the mean of their values.
+    So the column `label_trust` comes of `label_trust()` and the column `score`, which flags: out-of-fold trust gives
+    fair shares overall and a mediocre ranking, `error_log_odds` is the reverse. Equal suspicions share the mean of
+    their values.
     """
     values, order = np.sort(np.asarray(trust, dtype=np.float64)), np.asarray(suspicion, dtype=np.float64)
     _, group = np.unique(-order, return_inverse=True)

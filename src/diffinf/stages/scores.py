@@ -46,6 +46,8 @@ def score_table(
 ) -> pa.Table:
     """Build scores.parquet from arrays of one row a training sample, (N,), sorted by id.
 
+    `score` flags, the highest first; `label_trust`, an estimated P(label right), is what out-of-fold models say, dealt
+    out in the order of `score` (`ranked_trust`): the two rank alike, and neither is a function of the other's value.
     `agreement` is the share of the annotators' votes that are for the label, NaN (null in the table) where there are
     none; without it there is no such column. `level`, of ordered classes, is where on the scale 0..K-1 of their
     numbers the reading lies in the mean; with it comes `distance`, the classes between label and `appears`. A rival
