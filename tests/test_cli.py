@@ -264,8 +264,33 @@ def test_an_estimate_times_the_imported_autoencoder(
     options = ("--preset", "tiny", "--set", f"autoencoder.weights={tmp_path / 'imported'}", "--device", "cpu")
     assert "data.channels=3" in refused(capsys, "run", faces, "--estimate", *options)
     main_ok("run", str(faces), "--estimate", "--json", *options, "--set", "data.channels=3")
-    rows = [row for row in json.loads(capsys.readouterr().out) if "semantic codes" in row["work"]]
+    costs = json.loads(capsys.readouterr().out)
+    rows = [row for row in costs if "semantic codes" in row["work"]]
     assert [row["stage"] for row in rows] == ["train-autoencoder", "repair"]
+    assert [row["stage"] for row in costs if "second look" in row["work"]] == ["repair"]
+
+
+@pytest.mark.parametrize(("interrupted", "step", "timed"), [(1.0, 0.175, 7), (0.01, 0.01, 7 + 51)])
+def test_a_busy_machine_is_part_of_the_estimate(
+    monkeypatch: pytest.MonkeyPatch, interrupted: float, step: float, timed: int
+) -> None:
+    from diffinf import estimate
+    from diffinf.classify.model import ClassifierSpec
+
+    now, done = [0.0], []
+
+    def train(*_: object, config: Any, on_step: Any, **__: object) -> None:
+        for index in range(config.steps):
+            now[0] += interrupted if index % 5 == 4 else 0.01
+            done.append(index)
+            on_step(index + 1)
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(estimate, "train_classifier", train)
+    timing = object.__new__(estimate._Timing)
+    timing.config, timing._steps, timing.device = make_config("faces.csv"), {}, "cpu"  # type: ignore[assignment]
+    timing.spec = ClassifierSpec("small_cnn", 2, 3, 32)
+    assert timing._step(None) == timing._step(None) == pytest.approx(step) and len(done) == timed
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

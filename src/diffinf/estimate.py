@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from diffinf import progress
 from diffinf.classify.methods import COST
 from diffinf.classify.model import ClassifierSpec, create_classifier, to_input
 from diffinf.classify.train import train_classifier
@@ -25,6 +22,7 @@ from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
 from diffinf.features.dlib_faces import SECONDS
 from diffinf.influence.ghost import squared_gradient_norms
+from diffinf.progress import silenced
 from diffinf.stages.identifying import identity_provider
 from diffinf.stages.workspace import resolve_device
 from diffinf.training.loop import worker_count
@@ -34,6 +32,10 @@ if TYPE_CHECKING:
     from diffinf.diffusion.interface import Autoencoder
 
 _TIMED_STEPS = 6
+_TIMED_SECONDS, _MOST_STEPS = (
+    0.5,
+    100,
+)  # fast steps are timed this long: few of them say little on a busy machine
 _UNWATCHED: dict[str, Any] = {"validation_share": 0.0, "sheets": 0, "tracker": "none"}  # counted apart
 _FORWARD_SHARE = 1 / 3  # of a training step: the backward pass costs about two forward ones
 _TIMED_DIFFUSION_STEPS = 2  # of an imported network on a CPU, where one takes a second an image
@@ -145,6 +147,10 @@ class _Timing:
             ),
             (judges, rounds * steps * step),
         ]
+        if config.spare:
+            rows.append(
+                (f"second look of {config.judge_folds} folds, {steps} steps each", rounds * steps * step)
+            )
         if self.imported is not None:
             rows.append(self._codes())
         persons = self.dataset.identities
@@ -181,10 +187,17 @@ class _Timing:
         return images, torch.arange(count) % self.spec.num_classes
 
     def _step(self, threads: int | None) -> float:
-        """Seconds of one optimisation step of the classifier, the median of some; timed once."""
-        if threads in self._steps:
-            return self._steps[threads]
-        config = self.config.classifier.model_copy(update={"steps": _TIMED_STEPS + 1, "checkpoint": None})
+        """Seconds of one optimisation step of the classifier, the mean of some; timed once."""
+        if threads not in self._steps:
+            each = self._mean_step(threads, _TIMED_STEPS)
+            if _TIMED_STEPS * each < _TIMED_SECONDS:
+                each = self._mean_step(threads, min(_MOST_STEPS, round(_TIMED_SECONDS / each)))
+            self._steps[threads] = each
+        return self._steps[threads]
+
+    def _mean_step(self, threads: int | None, steps: int) -> float:
+        """Seconds of one of `steps` steps, after a first one that warms up."""
+        config = self.config.classifier.model_copy(update={"steps": steps + 1, "checkpoint": None})
         images, labels = self._pictures(config.batch_size)
         stamps: list[float] = []
         with _threads(threads):
@@ -199,8 +212,7 @@ class _Timing:
                 progress=False,
                 on_step=lambda _: stamps.append(time.perf_counter()),
             )
-        self._steps[threads] = statistics.median(b - a for a, b in pairwise(stamps))
-        return self._steps[threads]
+        return (stamps[-1] - stamps[0]) / steps
 
     def _gradient(self) -> float:
         """Seconds of one sample's squared gradient norm."""
@@ -217,12 +229,12 @@ class _Timing:
 
     @cached_property
     def _autoencoder(self) -> tuple[float, DiffusionAutoencoder]:
-        """Seconds of one training step of the autoencoder (two short trainings, their difference), and one."""
+        """Seconds of one training step of the autoencoder, and one: two short trainings, after one to warm up."""
         from diffinf.diffusion.train import train_autoencoder
 
         images, labels = self._pictures(2 * self.config.autoencoder.batch_size)
         seconds = []
-        for steps in (1, 1 + _TIMED_STEPS):
+        for steps in (1, 1, 1 + _TIMED_STEPS):
             config = self.config.autoencoder.model_copy(
                 update={
                     **_UNWATCHED,
@@ -232,7 +244,7 @@ class _Timing:
                     "prior_steps": 0,
                 }
             )
-            with tempfile.TemporaryDirectory() as folder, _silence():
+            with tempfile.TemporaryDirectory() as folder, silenced():
                 start = time.perf_counter()
                 model = train_autoencoder(
                     images,
@@ -245,7 +257,7 @@ class _Timing:
                     directory=Path(folder),
                 )
                 seconds.append(time.perf_counter() - start)
-        return max(0.0, seconds[1] - seconds[0]) / _TIMED_STEPS, model
+        return max(0.0, seconds[2] - seconds[1]) / _TIMED_STEPS, model
 
     @cached_property
     def _network(self) -> DiffAE:
@@ -303,13 +315,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    before = progress.is_quiet()
-    progress.set_quiet(True)
-    try:
-        yield
-    finally:
-        progress.set_quiet(before)

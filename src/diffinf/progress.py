@@ -19,9 +19,15 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def is_quiet() -> bool:
-    """Whether progress is silenced."""
-    return _quiet
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Silence every progress bar and note inside the block."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
 
 
 def note(message: str) -> None:

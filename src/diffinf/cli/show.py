@@ -73,7 +73,7 @@ def show_targets(path: Any, as_json: bool) -> None:
 
 
 def show_costs(costs: list[dict[str, Any]], as_json: bool) -> None:
-    """Print the estimated costs by stage: a table, or JSON."""
+    """Print the estimated costs by stage: a table, in which little is called so, or JSON."""
     if as_json:
         print(json.dumps(costs, indent=2))
         return
@@ -84,7 +84,10 @@ def show_costs(costs: list[dict[str, Any]], as_json: bool) -> None:
 
     table = Table("stage", "work", "time", title="Estimated cost on this machine")
     for row in costs:
-        table.add_row(row["stage"], row["work"], clock(row["seconds"]))
+        table.add_row(row["stage"], row["work"], "seconds" if row["seconds"] < 10 else clock(row["seconds"]))
     table.add_section()
-    table.add_row("all", "", clock(sum(row["seconds"] for row in costs)))
-    Console().print(table)
+    whole = sum(row["seconds"] for row in costs)
+    table.add_row("all", "", "under a minute" if whole < 60 else clock(whole))
+    console = Console()
+    console.print(table)
+    console.print("Not in it: the seconds that each process takes to start.")
