@@ -227,6 +227,7 @@ def _cross_fit(workspace: Workspace) -> None:
             workers=workspace.config.compare.workers,
             targets=workspace.targets,
             identities=workspace.identities,
+            description="cross-fit for the scores",
         )
 
     settings = config.model_dump(mode="json", exclude={"checkpoint", "checkpoints"})

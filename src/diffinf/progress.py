@@ -83,7 +83,7 @@ def _terminal_bar(description: str, total: int) -> Iterator[Advance]:
 
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{_rate(task.speed)}", style="progress.data.speed")
+            return Text(_rate(task.speed or 0.0), style="progress.data.speed")
 
     columns = (
         TextColumn("{task.description}"),
@@ -119,7 +119,8 @@ def _plain_lines(description: str, total: int) -> Iterator[Advance]:
             if before < done < total
             else clock(time.monotonic() - start)
         )
-        note(f"{description}: {done}/{total} ({_rate(speed)}, {left})")
+        figures = ", ".join(part for part in (_rate(speed), left) if part)
+        note(f"{description}: {done}/{total} ({figures})")
 
     def advance(amount: int) -> None:
         nonlocal done, before, last
@@ -146,4 +147,13 @@ def clock(seconds: float) -> str:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"
+    """``12/s``, below one a second ``3.2 s each``, nothing for 0: what was done at once or before has no rate."""
+    if per_second <= 0:
+        return ""
+    if per_second < 1:
+        return f"{_two_digits(1 / per_second)} s each"
+    return f"{_two_digits(per_second)}/s"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"

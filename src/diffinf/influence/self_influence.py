@@ -42,6 +42,7 @@ def self_influence(
     chunk: int = CHUNK,
     ids: Sequence[str] | None = None,
     ranks: Ranks | None = None,
+    description: str = "self-influence",
 ) -> npt.NDArray[np.float64]:
     """S_i = Σ_c η_c · ||∇_θ loss(f_θc(x_i), y_i)||², in eval mode and without augmentation.
 
@@ -65,6 +66,7 @@ def self_influence(
         chunk: samples of one such part.
         ids: names of the samples for messages; their rows when None.
         ranks: this process among those that share the work; None as `torchrun` says, `Ranks()` alone.
+        description: what the progress bar says.
 
     Returns:
         (N,) float64; +inf for a sample whose gradient is not finite (they are logged, by id).
@@ -88,7 +90,7 @@ def self_influence(
     mine = list(shards.mine(ranks))
     opened = _Checkpoints(checkpoints, stream.device, scope, loss)
     amount = sum(shards.rows(part).stop - shards.rows(part).start for _, parts in mine for part in parts)
-    with progress_bar("self-influence", amount) as advance:
+    with progress_bar(description, amount) as advance:
         for checkpoint, parts in mine:
             rate = checkpoints[checkpoint][1]
             for part, values in _finished(shards, opened, checkpoint, parts, stream, ids, advance):

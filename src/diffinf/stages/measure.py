@@ -102,6 +102,7 @@ def fit_oracle(workspace: Workspace, truth: Tensor, directory: Path) -> CrossFit
         workers=workspace.config.compare.workers,
         extra_images=second_view,
         identities=workspace.identities,
+        description="oracle on the truth",
     )
 
 

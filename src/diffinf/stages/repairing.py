@@ -168,7 +168,8 @@ class Repair:
     def influence(self) -> Tensor:
         """Return the self-influence (N,) of every training sample under the scorer that never saw it."""
         result = torch.empty(len(self.labels))
-        for k, model in enumerate(self.crossfit.models(self.device)):
+        models = self.crossfit.models(self.device)
+        for k, model in enumerate(models):
             rows = torch.nonzero(self.crossfit.fold == k)[:, 0]
             values = self_influence(
                 [(model, 1.0)],
@@ -179,6 +180,7 @@ class Repair:
                 loss=self.workspace.config.classifier.loss,
                 device=self.device,
                 ranks=Ranks(),  # the run's leader repairs alone
+                description=f"self-influence for the gate, fold {k + 1} of {len(models)}",
             )
             result[rows] = torch.from_numpy(values).float()
         return result
