@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,12 @@ import typer
 
 import diffinf
 from diffinf.cli import app, main
+from diffinf.cli.evaluate import _show_rca
 from diffinf.cli.settings import changed_settings, run_settings
+from diffinf.cli.show import show, show_costs
 from diffinf.config import make_config
+from diffinf.evaluate.rca import rca_from_confusions
+from diffinf.progress import set_quiet
 from diffinf.run import Run
 from diffusion.tiny_diffae import make_diffae
 from faces import png
@@ -136,9 +142,75 @@ def test_a_repeated_command_says_what_it_changes_before_it_does(
     Run.create(tmp_path / "run", config, "0" * 64)
     # Of another dataset, so that nothing begins.
     said = refused(capsys, "train", faces, "--out", tmp_path / "run", "--preset", "cpu", "--device", "cpu")
-    assert "influence.share: 0.2 -> None" in said and f"diffinf run {tmp_path / 'run'}" in said
+    assert (
+        "influence.share: 0.2 -> None" in said and f"changes none: diffinf train {tmp_path / 'run'}\n" in said
+    )
     said = refused(capsys, "train", faces, "--out", tmp_path / "run", "--set", "influence.share=0.2")
     assert "influence.share" not in said
+    said = refused(capsys, "train", faces, "--out", tmp_path / "run", "--preset", "tiny")
+    assert "preset: cpu -> tiny, and " in said and "influence.share: 0.2 -> None" in said
+    assert "settings that come with it" in said and "classifier.steps" not in said
+
+
+def test_slow_imports_are_announced_unless_json_or_quiet_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run.create(tmp_path / "run", make_config("faces.csv"), "0" * 64)
+    predict = ("predict", tmp_path / "run", "x.png")  # refused only once everything is loaded
+    # As in a fresh process, where nothing is loaded yet.
+    monkeypatch.setattr(importlib.import_module("diffinf.cli.app"), "sys", SimpleNamespace(modules={}))
+    set_quiet(False)
+    assert refused(capsys, *predict).startswith("loading PyTorch")
+    assert refused(capsys, *predict, "--json").startswith("error: ")
+    assert refused(capsys, *predict).startswith("loading PyTorch"), "--json is of one command"
+    assert "loading" not in refused(capsys, "predict", tmp_path, "x.png"), "a mistake is told at once"
+    assert refused(capsys, "--quiet", *predict).startswith("error: ")
+
+
+def test_classes_without_a_relative_accuracy_are_named_below_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["good", "bad", "unread", "unmade", "unseen"]
+    generated, real = np.diag([9, 4, 9, 0, 9]), np.diag([9, 9, 0, 9, 0])
+    generated[1, 0], real[2, 0] = 6, 9
+    _show_rca(rca_from_confusions(generated, real, names))
+    said = capsys.readouterr().out
+    table = said[said.index("by class") : said.index("no figure by class")]
+    assert [name for name in table.split() if name in names] == ["bad", "good"]
+    lacking = "unread (1 without real images that are read right); unmade (1 without generated images)"
+    assert f"no figure by class: {lacking}; unseen (1 without real images)\n" in said
+    _show_rca(rca_from_confusions(np.diag([9, 9]), np.diag([9, 9]), names[:2]))
+    assert "no figure" not in capsys.readouterr().out
+
+
+def test_what_a_run_prints_warns_of_groups_and_of_the_preset_tiny(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    uneven = {"column": "race", "measure": "edited", "group": "[B]", "share": 0.3, "n": 1200}
+    uneven |= {"share_elsewhere": 0.1, "n_elsewhere": 300, "p_value": 1e-4}
+    summary = {"arms": {}, "flagged": None, "group_warnings": [uneven], "preset": "tiny"}
+    run = SimpleNamespace(path=tmp_path, summary=tmp_path / "summary.json", report=tmp_path / "report.html")
+    run.summary.write_text(json.dumps(summary))
+    show(run, False)
+    said = capsys.readouterr().out
+    assert "warning: Edits fall on race = [B] 3.0 times as often as on the others" in said
+    assert "Preset tiny" in said and "mean nothing" in said
+    run.summary.write_text(json.dumps({**summary, "group_warnings": [], "preset": "cpu"}))
+    show(run, False)
+    said = capsys.readouterr().out
+    assert "warning" not in said and "tiny" not in said
+
+
+def test_little_cost_is_told_as_little(capsys: pytest.CaptureFixture[str]) -> None:
+    costs = [
+        {"stage": name, "work": "steps", "seconds": seconds} for name, seconds in (("a", 0.0), ("b", 9.0))
+    ]
+    show_costs(costs, False)
+    said = capsys.readouterr().out
+    assert said.count("│ seconds ") == 2 and "under a minute" in said and "0:0" not in said
+    show_costs([*costs, {"stage": "c", "work": "steps", "seconds": 75.0}], False)
+    said = capsys.readouterr().out
+    assert "1:15" in said and "1:24" in said and "under a minute" not in said
 
 
 def test_commands_are_listed_as_a_user_meets_them() -> None:

@@ -51,6 +51,14 @@ def section(text: str, name: str) -> str:
     return re.search(rf'<section id="{name}">.*?</section>', text, flags=re.S).group()
 
 
+def test_the_preset_for_tests_is_told(run, undrawn):
+    warning = "Preset tiny: the figures and pictures of this run mean nothing"
+    assert warning not in plain(page(run))
+    settings = (run / "config.yaml").read_text()
+    write_text(run / "config.yaml", settings.replace("preset: cpu", "preset: tiny"))
+    assert warning in plain(page(run))
+
+
 def test_page_is_self_contained_and_small(finished_page):
     text = finished_page
     loads = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']([^"']*)""", text)

@@ -174,9 +174,13 @@ def test_contexts_of_every_kind(model: Path, tmp_path: Path) -> None:
         call(model, tmp_path / "bad", contexts=str(tmp_path / "broken.npy"))
 
 
-def test_embeddings_of_its_own_and_of_a_reference_set(faces: Path, tmp_path: Path) -> None:
+def test_embeddings_of_its_own_and_of_a_reference_set(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "model"
     main_(["train-generator", str(faces), str(out), "--condition", "embedding", *TINY])
+    said = capsys.readouterr().out
+    assert "contexts: none of its own" in said and "reference:DATASET" in said and "contexts: 0" not in said
     call(out, tmp_path / "out", contexts=f"reference:{faces}", per_context=1)
     plain = pixels(tmp_path / "out")
     assert len(plain) == 6

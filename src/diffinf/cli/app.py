@@ -170,11 +170,24 @@ Set = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny (default: gpu where there is one, else cpu)."
+        help="cpu, cpu-small, gpu, gpu-48, gpu-128 or tiny, a matter of seconds whose figures mean nothing "
+        "(default: gpu where there is one, else cpu)."
     ),
 ]
 Estimate = Annotated[bool, typer.Option("--estimate", help="Print what it will cost, and stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+_for_machines = False  # whether the command under way was asked for JSON
+
+
+def _note_json(value: bool) -> bool:
+    global _for_machines
+    _for_machines = value
+    return value
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout.", callback=_note_json)
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")]
 FromScratch = Annotated[
     bool,
@@ -186,6 +199,18 @@ def _version(value: bool) -> None:
     if value:
         print(f"diffinf {__version__}")
         raise typer.Exit
+
+
+def say_loading() -> None:
+    """Say on stderr, once, that PyTorch is loaded: call it right before what imports it, which takes seconds.
+
+    Not with --json or --quiet, and of several processes of `torchrun` only the first one says it.
+    """
+    if "torch" in sys.modules or _for_machines or os.environ.get("RANK", "0") != "0":
+        return
+    from diffinf.progress import note
+
+    note("loading PyTorch and what builds on it: some seconds")
 
 
 def _use_threads(count: int) -> None:

@@ -24,6 +24,7 @@ from diffinf.cli.app import (
     Set,
     Split,
     app,
+    say_loading,
 )
 from diffinf.cli.settings import data_settings, given, run_settings
 
@@ -57,6 +58,7 @@ def crop(
     as_json: Json = False,
 ) -> None:
     """Cut each picture of a dataset down to its face; pictures without one are left out and counted."""
+    say_loading()
     from diffinf.data.crop import CropSettings, crop_dataset
     from diffinf.features.dlib_detector import DlibDetector
 

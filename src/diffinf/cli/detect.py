@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from diffinf.cli.app import Json, app
+from diffinf.cli.app import Json, app, say_loading
 
 
 @app.command()
@@ -28,6 +28,7 @@ def detect(
     as_json: Json = False,
 ) -> None:
     """Measure every score against the truth: average precision, ROC AUC, precision at the flagged share, by class."""
+    say_loading()
     from diffinf.stages.detecting import detect as measure
 
     if picture is None and scores.is_dir():

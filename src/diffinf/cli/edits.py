@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffinf.cli.app import Device, Json, RunPath, app
+from diffinf.cli.app import Device, Json, RunPath, app, say_loading
 
 
 @app.command()
@@ -28,6 +28,7 @@ def restore(
     from diffinf.run import Run
 
     taken = Run.open(run)
+    say_loading()
     from diffinf.stages.restoring import restore_originals
 
     found = restore_originals(taken, id_ or [], reasons=reason or [], everything=all_)
@@ -58,6 +59,7 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Edit pictures of your own: original, round trip and rising strengths side by side. No gate judges the result."""
+    say_loading()
     from diffinf.stages.editing import check_edit, make_edits
     from diffinf.stages.strips import check_free, write_strip
 

@@ -26,6 +26,7 @@ from diffinf.cli.app import (
     Set,
     Split,
     app,
+    say_loading,
 )
 from diffinf.cli.settings import data_settings, given, run_settings
 from diffinf.errors import UserError
@@ -202,6 +203,7 @@ def rca(
     values = given({"data": data, "seed": seed, "device": device})
     settings = run_settings(real, values, config, set_ or [], preset, False)
     made = {"label": generated_label, "format": generated_format, "normalise_labels": normalise_labels}
+    say_loading()
     from diffinf.config import RunConfig, build
     from diffinf.stages.judging import measure_rca
 
@@ -237,18 +239,33 @@ def _show_rca(found: Any) -> None:
         ),
     ]
     _table(f"{found.n_generated} generated, {found.n_real} real images of {len(found.classes)} classes", rows)
-    worst = sorted(
-        found.per_class.items(),
-        key=lambda item: (item[1].rca is not None, item[1].rca and item[1].rca.estimate),
-    )
-    _table("by class, the worst first", [(name, _interval(value.rca)) for name, value in worst[:_LISTED]])
+    measured = {name: value for name, value in found.per_class.items() if value.rca is not None}
+    worst = sorted(measured.items(), key=lambda item: item[1].rca.estimate)
+    if worst:
+        _table("by class, the worst first", [(name, _interval(value.rca)) for name, value in worst[:_LISTED]])
     if len(worst) > _LISTED:
         print(f"and {len(worst) - _LISTED} more classes, see rca.json")
+    if len(measured) < len(found.per_class):
+        print(f"no figure by class: {_unmeasured(found.per_class)}")
     for pair in found.confused[:5]:
         print(f"{pair.asked} read as {pair.read}: {pair.n} images, {pair.share:.0%}")
     print(found.verdict)
     for warning in found.warnings:
         print(f"note: {warning}")
+
+
+def _unmeasured(per_class: dict[str, Any]) -> str:
+    """Name the classes that have no relative accuracy, by what they lack."""
+    lacking: dict[str, list[str]] = {}
+    for name, value in per_class.items():
+        if value.rca is None:
+            lack = "generated images" if not value.n_generated else "real images"
+            lack += " that are read right" if value.n_generated and value.n_real else ""
+            lacking.setdefault(lack, []).append(name)
+    return "; ".join(
+        f"{', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''} ({len(names)} without {lack})"
+        for lack, names in lacking.items()
+    )
 
 
 def _interval(value: Any) -> str:

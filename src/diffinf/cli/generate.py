@@ -27,6 +27,7 @@ from diffinf.cli.app import (
     Set,
     Split,
     app,
+    say_loading,
 )
 from diffinf.cli.settings import data_settings, given, run_settings
 
@@ -73,6 +74,7 @@ def train_generator(
     )
     values = {"seed": seed, "device": device, "data": data, "generator": {"condition": condition}}
     settings = run_settings(dataset, given(values), config, set_ or [], preset, from_scratch=False)
+    say_loading()
     if estimate:
         from diffinf.cli.show import show_costs
         from diffinf.stages.generating import estimate_generator
@@ -90,6 +92,12 @@ def train_generator(
             "contexts": len(model.context_names),
             "context_size": model.context_size,
         }
+        if model.condition == "embedding":  # it has learned none
+            source = "reference:DATASET or FILE" if embeddings is None else "FILE"
+            found["contexts"] = (
+                None if as_json else f"none of its own (diffinf generate {out} OUT --contexts {source})"
+            )
+            found["embeddings"] = str(embeddings or out / "embedder")
         _say(found, as_json)
 
 
@@ -124,6 +132,7 @@ def generate(
 ) -> None:
     """Generate images of identities, each led away from a negative context (arXiv 2508.09661); resumes."""
     leads = _leads()
+    say_loading()
     from diffinf.generate.negative import parse_schedule
     from diffinf.generate.sample import Sampling
     from diffinf.stages.generating import generate as write

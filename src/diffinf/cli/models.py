@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from diffinf.cli.app import Json, app
+from diffinf.cli.app import Json, app, say_loading
 
 
 @app.command("import-diffae")
@@ -27,6 +27,7 @@ def import_diffae(
     as_json: Json = False,
 ) -> None:
     """Import a released DiffAE autoencoder (arXiv 2111.15640): nothing in the checkpoint is executed."""
+    say_loading()
     from diffinf.diffusion.diffae.convert import import_diffae
 
     report = import_diffae(checkpoint, out, config=config, latent_statistics=latent_statistics)

@@ -45,8 +45,17 @@ from diffinf.cli.app import (
     Truth,
     Votes,
     app,
+    say_loading,
 )
-from diffinf.cli.settings import changed_settings, data_settings, given, is_run, own_classifier, run_settings
+from diffinf.cli.settings import (
+    changed_settings,
+    changes_in_words,
+    data_settings,
+    given,
+    is_run,
+    own_classifier,
+    run_settings,
+)
 from diffinf.cli.show import show, show_costs, show_targets
 from diffinf.errors import UserError
 
@@ -268,6 +277,7 @@ def predict(
     from diffinf.run import Run
 
     taken = Run.open(run)
+    say_loading()
     from diffinf.stages.predicting import predict_files
 
     predictions = predict_files(taken, images, device or "auto")
@@ -300,6 +310,7 @@ def _execute_targets(
         raise UserError(
             "--targets goes with a dataset, and without --label and --estimate (of one: --label NAME --estimate)"
         )
+    say_loading()
     from diffinf.targets import execute_targets
 
     show_targets(execute_targets(config, targets.split(","), until=until, out=out, fresh=fresh), as_json)
@@ -309,6 +320,7 @@ def _execute(
     config: Any, until: str, out: Path | None, *, fresh: bool, estimate: bool, as_json: bool
 ) -> None:
     """Run or estimate the stages up to `until`, and print the result."""
+    say_loading()
     if estimate:
         from diffinf.estimate import estimate_costs
 
@@ -322,14 +334,8 @@ def _execute(
     from diffinf.pipeline import default_directory, execute
 
     path = out or default_directory(config)
-    changes = [] if fresh or not leads else changed_settings(path, config)
-    if changes:
-        typer.echo(
-            f"{path}: other settings than last time; stages that depend on them run again, and those after them. "
-            f"To go on with the old ones, leave these settings out and give the run itself: diffinf run {path}\n  "
-            + "\n  ".join(changes),
-            err=True,
-        )
+    if leads and not fresh and (changes := changed_settings(path, config)):
+        typer.echo(changes_in_words(path, changes, "run" if until == "report" else until), err=True)
     run = execute(config, until=until, out=out, fresh=fresh)
     if leads:
         show(run, as_json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffinf.cli.app import say_loading
 from diffinf.errors import UserError
 
 
@@ -94,6 +95,7 @@ def run_settings(
     if preset is not None:
         chosen = check_preset(preset, "--preset")
     else:
+        say_loading()
         from diffinf.stages.workspace import (
             default_preset,  # asks torch for a GPU: seconds that a mistake need not cost
         )
@@ -109,16 +111,40 @@ def run_settings(
 
 
 def changed_settings(run: Path, config: Any) -> list[str]:
-    """Say which settings differ from those that the run at `run` was last taken further with, old and new."""
+    """Say which settings differ from those in the config.yaml of the run at `run`: NAME: OLD -> NEW.
+
+    What another preset brings with it is counted in the preset's line.
+    """
+    from diffinf.config import make_config
     from diffinf.run import Run
 
     if not Run.exists(run):
         return []
-    old, new = (_flat(each.model_dump(mode="json")) for each in (Run.open(run).config, config))
-    # What does not say what is computed: the dataset is checked by its content, a device or the cache may change.
-    same = ("dataset", "preset", "device", "data.cache", "data.cache_gb")
-    names = [name for name in new if name not in same]
-    return [f"{name}: {old.get(name)} -> {new[name]}" for name in names if old.get(name) != new[name]]
+    before = Run.open(run).config
+    old, new = (_flat(each.model_dump(mode="json")) for each in (before, config))
+    # What may differ: the dataset is checked by its content, a device or the cache changes no result.
+    same = ("dataset", "device", "data.cache", "data.cache_gb")
+    names = [name for name in new if name not in same and old.get(name) != new[name]]
+    if before.preset == config.preset:
+        return [f"{name}: {old.get(name)} -> {new[name]}" for name in names]
+    own, others = (
+        _flat(make_config("", preset_name=each.preset).model_dump(mode="json")) for each in (before, config)
+    )
+    brought = {name for name in names if (old.get(name), new[name]) == (own[name], others[name])} - {"preset"}
+    first = f"preset: {before.preset} -> {config.preset}, and {len(brought)} settings that come with it"
+    rest = [name for name in names if name != "preset" and name not in brought]
+    return [first, *(f"{name}: {old.get(name)} -> {new[name]}" for name in rest)]
+
+
+def changes_in_words(run: Path, changes: list[str], command: str) -> str:
+    """Tell what `changed_settings` found, what `command` makes of it, and what to do where that was not meant."""
+    return (
+        f"{run}: this command changes settings of the run (old -> new):\n  "
+        + "\n  ".join(changes)
+        + "\nStages that depend on them run again when the command comes to them, and their old results go.\n"
+        "To undo it, give the old values again (--preset, --set). To keep both, give the new ones a directory of their "
+        f"own: diffinf run ... --out DIRECTORY.\nThe run alone, without settings, changes none: diffinf {command} {run}"
+    )
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

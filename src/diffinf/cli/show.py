@@ -7,7 +7,7 @@ from typing import Any
 
 
 def show(run: Any, as_json: bool) -> None:
-    """Print what a run has so far: its summary as JSON, or the arms' table and the paths."""
+    """Print what a run has so far: its summary as JSON, or the arms' table, warnings and the paths."""
     from diffinf.run import read_json
 
     summary = read_json(run.summary)
@@ -16,6 +16,9 @@ def show(run: Any, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Column, Table
+
+    from diffinf.report.groups import warning
+    from diffinf.report.words import TINY
 
     console = Console()
     if summary["arms"]:
@@ -44,6 +47,10 @@ def show(run: Any, as_json: bool) -> None:
         if summary["edited"] is not None:
             parts += [f"{summary[name]} {name}" for name in ("edited", "kept", "relabelled", "dropped")]
         console.print(", ".join(parts))
+    for uneven in summary["group_warnings"]:
+        console.print(f"warning: {warning(uneven)}", soft_wrap=True, markup=False)
+    if summary["preset"] == "tiny":
+        console.print(TINY, soft_wrap=True)
     console.print(f"run: {run.path}", soft_wrap=True)
     if run.report.exists():
         console.print(f"report: {run.report}", soft_wrap=True)
@@ -60,6 +67,9 @@ def show_targets(path: Any, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from diffinf.report.groups import warning
+    from diffinf.report.words import TINY
+
     columns = ("flagged", "edited", "kept", "relabelled")
     table = Table("attribute", *columns)
     for name, run in summary["targets"].items():
@@ -69,6 +79,11 @@ def show_targets(path: Any, as_json: bool) -> None:
     console.print(
         f"{summary['edited_for_several']} of {summary['edited_faces']} edited faces: for several attributes"
     )
+    for name, run in summary["targets"].items():
+        for uneven in run["group_warnings"]:
+            console.print(f"warning: {name}: {warning(uneven)}", soft_wrap=True, markup=False)
+    if any(run["preset"] == "tiny" for run in summary["targets"].values()):
+        console.print(TINY, soft_wrap=True)
     console.print(f"directory: {path}", soft_wrap=True)
 
 

@@ -60,6 +60,7 @@ def context(files: RunFiles) -> dict[str, Any]:
     arms = figures.arms(files, differences)
     return {
         "name": files.name,
+        "tiny": words.TINY if files.config.get("preset") == "tiny" else None,
         "dataset": files.config.get("dataset"),
         "headline": words.headline(
             n_train=found["n"] if found else None,

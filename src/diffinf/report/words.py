@@ -10,6 +10,8 @@ from diffinf.evaluate.gain import Difference
 
 _ABSENT, _MINUS, _SPACE = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
+TINY = "Preset tiny: the figures and pictures of this run mean nothing; it shows that every stage runs."
+
 Verdict = Literal["helped", "unclear", "hurt", "nothing", "unfinished"]
 
 _VERDICTS: dict[Verdict, str] = {
