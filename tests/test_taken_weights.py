@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 import diffinf
-from diffinf import pipeline
 from diffinf.config import RunConfig
 from diffinf.data.rendered.presets import preset_plan
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.write import sample_dataset
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.errors import UserError
+from diffinf.stages import autoencoding
 from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
 
 SHIPPED = Path(diffinf.__file__).parent / "weights" / "rendered"
@@ -56,7 +56,7 @@ def test_weights_are_copied_whole_and_in_silence_where_the_data_are_alike(
     work = workspace(tmp_path, pictures(40, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipeline._take_weights(weights, work)
+        autoencoding._take_weights(weights, work)
     assert work.events == []
     assert DiffusionAutoencoder.from_pretrained(tmp_path / "autoencoder").spec == SPEC
 
@@ -64,7 +64,7 @@ def test_weights_are_copied_whole_and_in_silence_where_the_data_are_alike(
 def test_a_run_is_told_of_weights_of_other_data(weights: Path, tmp_path: Path) -> None:
     work = workspace(tmp_path, pictures(40, 8) // 4 + 80)
     with pytest.warns(UserWarning, match="the autoencoder was trained on other data: "):
-        pipeline._take_weights(weights, work)
+        autoencoding._take_weights(weights, work)
     ((stage, name, fields),) = work.events
     assert (stage, name) == ("train-autoencoder", "warning") and "other data" in fields["text"]
 
@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit_the_dataset_are_refused(
     weights: Path, tmp_path: Path, images: Tensor, class_names: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError, match=r"trained on \(classes, size, channels\) .*data\.image_size"):
-        pipeline._take_weights(weights, workspace(tmp_path, images, class_names))
+        autoencoding._take_weights(weights, workspace(tmp_path, images, class_names))
     assert not (tmp_path / "autoencoder").exists()
 
 
@@ -90,7 +90,7 @@ def test_weights_of_an_earlier_format_are_refused(weights: Path, tmp_path: Path)
     path = weights / "autoencoder.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
     with pytest.raises(UserError, match="format version 1, this diffinf reads 2; train or convert it again"):
-        pipeline._take_weights(weights, workspace(tmp_path, pictures(4, 8)))
+        autoencoding._take_weights(weights, workspace(tmp_path, pictures(4, 8)))
     assert not (tmp_path / "autoencoder").exists()
 
 
@@ -105,12 +105,12 @@ def test_other_shipped_weights_are_taken_anew(
     work.run.stage = lambda name, key, *_, **__: keys.append(key)
     moved = shutil.copytree(weights, tmp_path / "moved")
     for folder in (weights, moved):
-        monkeypatch.setattr(pipeline, "_given", lambda _, folder=folder: nullcontext(folder))
-        pipeline.train_autoencoder(work)
+        monkeypatch.setattr(autoencoding, "_given", lambda _, folder=folder: nullcontext(folder))
+        autoencoding.train_autoencoder(work)
     assert keys[0] == keys[1], "the package may lie elsewhere"
     (changed, *_) = moved.rglob("*.safetensors")
     changed.write_bytes(changed.read_bytes()[:-1] + b"!")
-    pipeline.train_autoencoder(work)
+    autoencoding.train_autoencoder(work)
     assert keys[2] != keys[0]
 
 
@@ -122,7 +122,7 @@ def test_the_shipped_weights_know_rendered_faces(tmp_path: Path) -> None:
     work = workspace(tmp_path, images, faces.class_names)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pipeline._take_weights("rendered", work)
+        autoencoding._take_weights("rendered", work)
     model = DiffusionAutoencoder.from_pretrained(tmp_path / "autoencoder")
     assert model.max_depth == 0.6
     back, error = model.reconstruct(images[:4], steps=8, depth=0.4)

@@ -170,6 +170,14 @@ def files_sha256(directory: Path, pattern: str) -> str | None:
     return stage_key(found) if found else None
 
 
+def content_sha256(path: Path | None) -> dict[str, str]:
+    """Return the sha256 by file of what a setting names, a file or a folder: a stage must notice when they change."""
+    if path is None or not path.exists():
+        return {}
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return {str(file): file_sha256(file) for file in found if file.is_file()}
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)

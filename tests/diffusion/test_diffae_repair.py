@@ -15,7 +15,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from diffinf import pipeline
 from diffinf.cli import main
 from diffinf.config import AutoencoderConfig, RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
@@ -27,6 +26,7 @@ from diffinf.repair.edit import _finish, decode_edit, guided, take_apart
 from diffinf.repair.editors import Inverted, Plan, Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import Surrogate
+from diffinf.stages import autoencoding
 from diffusion.tiny_autoencoder import make_autoencoder
 from diffusion.tiny_diffae import CONFIG, make_diffae, photos
 
@@ -316,7 +316,7 @@ def test_a_run_goes_all_the_way_with_an_imported_autoencoder(
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     nowhere: Any = None
     with pytest.raises(UserError, match=r"autoencoder.json .*diffae.json"):
-        pipeline._take_weights(tmp_path, nowhere)
+        autoencoding._take_weights(tmp_path, nowhere)
 
 
 def test_an_inversion_that_ends_elsewhere_than_the_decode_begins_is_refused(
