@@ -5,7 +5,7 @@ The norms of these pieces, and of several uses of one parameter together, are in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -197,6 +197,10 @@ def _sum_of_shifts(gram: Tensor, axis: int, kernel: int, dilation: int, stride: 
 
 Call = LinearCall | ConvolutionCall
 Piece = Gradient | LookupCall | LinearCall | ConvolutionCall
+Make = Callable[[Tensor], Piece]
+"""Gradient of the summed loss at a call's output -> that call's piece."""
+Parts = list[tuple[Tensor, Make]]
+"""What a rule answers: parameters of a call, and how the piece of each is made."""
 
 
 def can_join(pieces: Sequence[Piece]) -> bool:

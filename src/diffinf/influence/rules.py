@@ -4,7 +4,8 @@ A rule looks at one call `output = function(*args)` and answers, for each parame
 gradient arriving at the output turns into that call's part of the per-sample gradient (a piece of
 `pieces.py`). Arrays that carry the batch may fold more axes behind it (windows, tokens): axis 0 is then a
 multiple of the batch size with the sample outermost. A call that does not look like this gets no answer,
-and the check against autograd in `ghost.py` catches the calls that only look like it.
+and the check against autograd in `ghost.py` catches the calls that only look like it. The rules of what is
+broadcast are in `broadcast_rules.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffinf.influence.broadcast_rules import add, addcmul, expand, multiply
 from diffinf.influence.forms import in_chunks
-from diffinf.influence.pieces import ConvolutionCall, Gradient, LinearCall, LookupCall, Piece
+from diffinf.influence.pieces import ConvolutionCall, Gradient, LinearCall, LookupCall, Make, Parts, Piece
 
-Make = Callable[[Tensor], Piece]
-"""Gradient of the summed loss at a call's output -> that call's piece."""
-Parts = list[tuple[Tensor, Make]]
 Rule = Callable[..., Parts | None]
 """rule(batch size, output, *the call's own arguments); None where the closed form does not apply."""
 
@@ -283,70 +282,6 @@ def embedding(
         return LookupCall(index, delta)
 
     return [(weight, of_table)]
-
-
-def _sum_to(gradient: Tensor, batch: int, shape: torch.Size) -> Tensor | None:
-    """Undo broadcasting of a parameter within each sample: (N·k, ...) -> (N, *parameter elements)."""
-    if gradient.shape[0] % batch:
-        return None
-    padded = (1,) * (gradient.ndim - len(shape)) + tuple(shape)
-    if padded[0] != 1:
-        return None
-    gradient = gradient.reshape(batch, -1, *gradient.shape[1:]).sum(1)
-    axes = [i for i in range(1, gradient.ndim) if padded[i] == 1 and gradient.shape[i] != 1]
-    return (gradient.sum(axes) if axes else gradient).reshape(batch, -1)
-
-
-def _broadcast(
-    batch: int, output: Tensor, parameter: Tensor, make: Callable[[Tensor], Tensor]
-) -> Parts | None:
-    if output.ndim == 0 or output.shape[0] % batch or parameter.ndim > output.ndim:
-        return None
-    if parameter.ndim == output.ndim and parameter.shape[0] != 1:
-        return None
-    shape = parameter.shape
-
-    def of_parameter(delta: Tensor) -> Piece:
-        value = _sum_to(make(delta), batch, shape)
-        assert value is not None
-        return Gradient(value)
-
-    return [(parameter, of_parameter)]
-
-
-def multiply(batch: int, output: Tensor, input: Any, other: Any) -> Parts | None:
-    """`input · other` with a parameter broadcast over the samples on either side (layer scale)."""
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
-        return None
-    parts: Parts = []
-    for parameter, factor in ((other, input), (input, other)):
-        found = _broadcast(batch, output, parameter, lambda delta, factor=factor: delta * factor)  # type: ignore[misc]
-        parts += found or []
-    return parts or None
-
-
-def add(batch: int, output: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Parts | None:
-    """`input + alpha · other` with a parameter broadcast over the samples (position embedding)."""
-    parts: Parts = []
-    for parameter, scale in ((input, 1), (other, alpha)):
-        if isinstance(parameter, Tensor):
-            parts += _broadcast(batch, output, parameter, lambda delta, scale=scale: delta * scale) or []  # type: ignore[misc]
-    return parts or None
-
-
-def addcmul(
-    batch: int, output: Tensor, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1
-) -> Parts | None:
-    """`input + value · tensor1 · tensor2` with parameters as shift and scale (global response norm)."""
-    parts = _broadcast(batch, output, input, lambda delta: delta) or []
-    parts += _broadcast(batch, output, tensor1, lambda delta: delta * tensor2 * value) or []
-    parts += _broadcast(batch, output, tensor2, lambda delta: delta * tensor1 * value) or []
-    return parts or None
-
-
-def expand(batch: int, output: Tensor, input: Tensor, *sizes: Any) -> Parts | None:
-    """A parameter repeated for every sample (class token)."""
-    return _broadcast(batch, output, input, lambda delta: delta) if output.shape[0] == batch else None
 
 
 RULES: dict[Any, Rule] = {
