@@ -8,7 +8,8 @@ The CPU time of the fastest of interleaved rounds, one thread; "threads" is the 
 "Dataset" is what a run does before it trains, as CPU time of all threads: to open class folders of 2,000 such files,
 which checks every image, and to decode all to squares of 64 or 48 pixels; without a cache, filling one, and from a
 full one.
-Damaged PNG files end the process inside torchvision's decoder (0.29), so it is timed here and used nowhere.
+diffinf decodes JPEG with simplejpeg where that is installed (the extra `jpeg`). Damaged PNG files end the process
+inside torchvision's decoder (0.29), so it is timed here and used nowhere.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from PIL import Image
 from diffinf import progress
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
-from diffinf.data.images import decode_image, in_threads
+from diffinf.data.images import decode_array, decode_image, in_threads
 
 MAX_PIXELS = 50_000_000
 Decoder = Callable[[bytes], Any]
@@ -63,7 +64,7 @@ def _decoders(kind: str) -> tuple[dict[str, dict[str, Decoder]], list[str]]:
 
     images: dict[str, Decoder] = {"diffinf": ours, "pillow": _pillow}
     arrays: dict[str, Decoder] = {
-        "diffinf": lambda data: np.asarray(ours(data)),
+        "diffinf": lambda data: decode_array(data, max_pixels=MAX_PIXELS),
         "pillow": lambda data: np.asarray(_pillow(data)),
     }
     missing = []

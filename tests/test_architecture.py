@@ -39,7 +39,18 @@ ALLOWED: dict[str, set[str]] = {
 }
 # What puts the rooms together; in this order too.
 TOP = ("stages", "pipeline", "targets", "demo", "estimate", "cli")
-HEAVY = ("torch", "timm", "diffusers", "datasets", "matplotlib", "sklearn", "pyarrow", "pandas", "scipy")
+HEAVY = (
+    "torch",
+    "timm",
+    "diffusers",
+    "datasets",
+    "matplotlib",
+    "sklearn",
+    "pyarrow",
+    "pandas",
+    "scipy",
+    "simplejpeg",
+)
 
 
 def room_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -300,6 +301,14 @@ def test_the_codecs_of_the_key_have_versions() -> None:
     from PIL import features
 
     assert {"jpg", "libjpeg_turbo"} <= set(cache._CODECS) and all(map(features.version, cache._CODECS))
+
+
+def test_another_decoder_of_jpeg_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+    for module in (None, SimpleNamespace(__version__="1.9.0"), SimpleNamespace(__version__="1.9.1")):
+        monkeypatch.setattr(cache, "fast_jpeg", lambda module=module: module)
+        keys.add(cache._key(64, 3, False))
+    assert len(keys) == 3
 
 
 def test_another_process_may_take_files_away(tmp_path: Path) -> None:

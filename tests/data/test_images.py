@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from diffinf.config import DataConfig
 from diffinf.data import images, open_dataset
 from diffinf.data.images import (
     UnreadableImageError,
+    decode_array,
     decode_image,
     image_header,
     max_file_bytes,
@@ -301,7 +304,15 @@ def test_png_files_with_more_than_pixels_are_left_to_pillow(options: dict[str, A
     assert np.asarray(image).tolist() == ([[9, 0]] if "exif" in options else [[255, 9]])
 
 
-@settings(max_examples=300, deadline=None)
+SIMPLEJPEG = pytest.param(
+    True,
+    marks=pytest.mark.skipif(images.fast_jpeg() is None, reason="without the extra jpeg"),
+    id="simplejpeg",
+)
+
+
+@pytest.mark.parametrize("fast", [SIMPLEJPEG, pytest.param(False, id="pillow")])
+@settings(max_examples=150, deadline=None)
 @given(
     shape=st.sampled_from([(1, 1), (5, 9), (40, 33), (48, 48, 3), (7, 6, 3), (33, 20, 3), (200, 210, 3)]),
     seed=st.integers(0, 99),
@@ -319,7 +330,12 @@ def test_png_files_with_more_than_pixels_are_left_to_pillow(options: dict[str, A
     cut=st.one_of(st.none(), st.integers(0, 10**6)),
 )
 def test_plain_jpeg_files_decode_as_pillow_decodes_them(
-    shape: tuple[int, ...], seed: int, options: dict[str, Any], flips: list[tuple[int, int]], cut: int | None
+    fast: bool,
+    shape: tuple[int, ...],
+    seed: int,
+    options: dict[str, Any],
+    flips: list[tuple[int, int]],
+    cut: int | None,
 ) -> None:
     data = bytearray(encode(Image.fromarray(noise(shape, seed)), "JPEG", **options))
     for place, bit in flips:
@@ -328,22 +344,93 @@ def test_plain_jpeg_files_decode_as_pillow_decodes_them(
 
     limit = 10 * LIMIT
 
-    def decoded() -> Image.Image | None:
+    def decoded(decode: Callable[..., Any] = decode_image) -> Any:
         try:
-            return decode_image(given_bytes, max_pixels=limit)
+            return decode(given_bytes, max_pixels=limit)
         except UnreadableImageError:
             return None
 
-    if not flips and cut is None:
-        assert images._plain_jpeg(given_bytes, limit, None) is not None
-    image = decoded()
     with pytest.MonkeyPatch.context() as patch:
+        if not fast:
+            patch.setattr(images, "fast_jpeg", lambda: None)
+        if not flips and cut is None:
+            assert images._plain_jpeg(given_bytes, limit, None, "RGB") is not None
+        image, array = decoded(), decoded(decode_array)
         patch.setattr(images, "_plain_jpeg", lambda *_: None)
         expected = decoded()
-    assert (image is None) == (expected is None)
-    if image is not None and expected is not None:
-        assert image.mode == expected.mode
+    assert (image is None) == (array is None) == (expected is None)
+    if expected is not None:
+        assert image.mode == expected.mode and array.dtype == np.uint8
         np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+        np.testing.assert_array_equal(array, np.asarray(expected))
+        assert image.mode == "L" or image.tobytes("raw", "RGBX") == expected.tobytes("raw", "RGBX")
+
+
+class Asked:
+    """In the place of simplejpeg: takes note of what it is asked for, and answers, or complains as it does."""
+
+    def __init__(self, *, complains: bool) -> None:
+        self.complains, self.layouts, self.strict, self.odd = complains, list[str](), True, True
+
+    def decode_jpeg(self, _: bytes, layout: str, *, buffer: np.ndarray, strict: bool) -> np.ndarray:
+        self.layouts.append(layout)
+        self.strict &= strict
+        self.odd &= buffer.ctypes.data % 2 == 1
+        if self.complains:
+            raise ValueError("Corrupt JPEG data: 1 extraneous bytes before marker 0xd9")
+        channels = {"Gray": 1, "RGB": 3, "RGBX": 4}[layout]
+        buffer[:] = 7
+        return buffer.reshape(20, 20, channels)
+
+
+def test_a_plain_jpeg_is_for_simplejpeg_and_what_it_complains_of_for_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [encode(RGB, "JPEG"), encode(GREY, "JPEG")]
+    monkeypatch.setattr(images, "fast_jpeg", lambda: None)
+    by_pillow = [np.asarray(decode_image(data, max_pixels=LIMIT)) for data in files]
+    answers, complains = Asked(complains=False), Asked(complains=True)
+    for data, expected in zip(files, by_pillow, strict=True):
+        monkeypatch.setattr(images, "fast_jpeg", lambda: answers)
+        for pixels in (
+            decode_array(data, max_pixels=LIMIT),
+            np.asarray(decode_image(data, max_pixels=LIMIT)),
+        ):
+            assert pixels.shape == expected.shape and (pixels == 7).all()
+        monkeypatch.setattr(images, "fast_jpeg", lambda: complains)
+        np.testing.assert_array_equal(decode_array(data, max_pixels=LIMIT), expected)
+    assert answers.layouts == ["RGB", "RGBX", "Gray", "Gray"] and complains.layouts == ["RGB", "Gray"]
+    assert answers.strict and answers.odd, "lines at an even address may be written past the cache"
+    with pytest.raises(UnreadableImageError):
+        decode_image(files[0][:-99], max_pixels=LIMIT)
+
+
+def test_simplejpeg_is_not_asked_for_what_is_large_or_special(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(complains=True)
+    monkeypatch.setattr(images, "fast_jpeg", lambda: asked)
+    monkeypatch.setattr(images, "_FAST_PIXELS", 399)
+    special = encode(RGB, "JPEG", icc_profile=profile("sRGB")), encode(RGB.convert("CMYK"), "JPEG")
+    for data in (encode(RGB, "JPEG"), *special):
+        assert decode_array(data, max_pixels=LIMIT).shape == (20, 20, 3)
+    with pytest.raises(UnreadableImageError, match="max_pixels = 399"):
+        decode_image(encode(RGB, "JPEG"), max_pixels=399)
+    many_scans = encode(GREY.crop((0, 0, 19, 20)), "JPEG", progressive=True)
+    last = many_scans[many_scans.rindex(b"\xff\xc4") : -2]
+    decode_image(many_scans[:-2] + 60 * last + many_scans[-2:], max_pixels=LIMIT)
+    assert not asked.layouts
+    decode_image(many_scans, max_pixels=LIMIT)
+    assert asked.layouts == ["Gray"]
+
+
+@pytest.mark.skipif(images.fast_jpeg() is None, reason="without the extra jpeg")
+def test_threads_decode_the_same() -> None:
+    files = [encode(Image.fromarray(noise((30 + n % 7, 41, 3), n)), "JPEG") for n in range(40)]
+    expected = [decode_array(data, max_pixels=LIMIT) for data in files]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            found = pool.map(lambda data: decode_array(data, max_pixels=LIMIT), files)
+            for pixels, wanted in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(pixels, wanted)
 
 
 def test_jpeg_files_with_more_than_pixels_are_left_to_pillow() -> None:
@@ -357,13 +444,13 @@ def test_jpeg_files_with_more_than_pixels_are_left_to_pillow() -> None:
         encode(picture, "PNG"),
         b"\xff\xd8" + b"\xff\xe0\0\0" * 9,
     ]
-    assert [images._plain_jpeg(data, LIMIT, None) for data in special] == [None] * len(special)
+    assert [images._plain_jpeg(data, LIMIT, None, "RGB") for data in special] == [None] * len(special)
     plain = encode(picture, "JPEG")
-    assert images._plain_jpeg(plain, LIMIT, 33) is not None
-    assert images._plain_jpeg(plain, LIMIT, 32) is None  # a reduced scale would do
+    assert images._plain_jpeg(plain, LIMIT, 33, "RGB") is not None
+    assert images._plain_jpeg(plain, LIMIT, 32, "RGB") is None  # a reduced scale would do
     assert decode_image(plain, max_pixels=LIMIT, least_side=32).size == (32, 32)
     with pytest.raises(UnreadableImageError, match="max_pixels = 4095"):
-        images._plain_jpeg(plain, 4095, None)
+        images._plain_jpeg(plain, 4095, None, "RGB")
 
 
 def test_headers() -> None:

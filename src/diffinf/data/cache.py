@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import features
 
-from diffinf.data.images import in_threads
+from diffinf.data.images import fast_jpeg, in_threads
 from diffinf.errors import UserError
 from diffinf.progress import note
 from diffinf.run import atomic_path, stage_key
@@ -255,4 +255,6 @@ def _key(*settings: Any) -> str:
     """A name for the settings, the code that decodes and the libraries it calls."""
     code = hashlib.sha256(files("diffinf.data").joinpath("images.py").read_bytes()).hexdigest()
     codecs = {name: features.version(name) for name in _CODECS}
+    if (fast := fast_jpeg()) is not None:
+        codecs["simplejpeg"] = fast.__version__
     return stage_key(settings, code, codecs, platform.machine())[:16]

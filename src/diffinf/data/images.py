@@ -8,7 +8,10 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
 from warnings import catch_warnings, simplefilter
 
@@ -29,7 +32,9 @@ _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME",
 # Markers beside which a JPEG's pixels mean the same: JFIF, tables, frames of Huffman codes, restarts, comments;
 # no EXIF, profile or further pictures.
 _PLAIN_MARKERS = frozenset(b"\xe0\xdb\xc4\xc0\xc1\xc2\xdd\xfe")
-_JPEG_FRAMES, _JPEG_SCAN = frozenset(b"\xc0\xc1\xc2"), 0xDA
+_JPEG_FRAMES, _JPEG_PROGRESSIVE, _JPEG_SCAN = frozenset(b"\xc0\xc1\xc2"), 0xC2, 0xDA
+# Beyond these simplejpeg is not asked: it decodes beside the image, and what it refuses is decoded once more.
+_FAST_PIXELS, _FAST_SCANS = 2**22, 50
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _LOSSY = {"quality": 95}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -38,6 +43,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "TIFF": {"compression": "tiff_deflate"},
 }
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -70,12 +76,28 @@ def decode_image(
     Raises:
         UnreadableImageError: not an image, a format outside `FORMATS`, truncated, damaged or too large.
     """
+    return _as_image(_decode(data, max_pixels, least_side, icc, "RGBX"))
+
+
+def decode_array(data: bytes, *, max_pixels: int, icc: bool = False) -> Pixels:
+    """Decode as `decode_image` does, to uint8 (H, W) or (H, W, 3); no slower than to an image.
+
+    Raises:
+        UnreadableImageError: as `decode_image`.
+    """
+    return np.asarray(_decode(data, max_pixels, None, icc, "RGB"))
+
+
+def _decode(
+    data: bytes, max_pixels: int, least_side: int | None, icc: bool, layout: str
+) -> Image.Image | Pixels:
+    """An image, or, of a plain JPEG where simplejpeg is installed, (H, W) or (H, W, C) with channels as in `layout`."""
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
     if len(data) > max_file_bytes(max_pixels):
         raise UnreadableImageError(f"larger than {max_file_bytes(max_pixels)} bytes, see max_pixels")
     try:
-        plain = _plain_png(data, max_pixels) or _plain_jpeg(data, max_pixels, least_side)
+        plain = _plain_png(data, max_pixels) or _plain_jpeg(data, max_pixels, least_side, layout)
         if plain is not None:
             return plain
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -100,6 +122,17 @@ def decode_image(
         Exception
     ) as error:  # decoders fed damaged bytes raise nearly anything: ValueError, struct.error ...
         raise UnreadableImageError(f"damaged or truncated ({_one_line(error)})") from error
+
+
+def _as_image(decoded: Image.Image | Pixels) -> Image.Image:
+    if isinstance(decoded, Image.Image):
+        return decoded
+    size = decoded.shape[1::-1]
+    if decoded.ndim == 2:
+        return Image.frombuffer("L", size, decoded, "raw", "L", 0, 1)
+    image = Image.new("RGB", size, None)
+    image.frombytes(decoded, "raw", "RGBX", 0, 1)  # as Pillow holds colours: copied, not unpacked
+    return image
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -138,14 +171,16 @@ def _plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
         return None
 
 
-def _plain_jpeg(data: bytes, max_pixels: int, least_side: int | None) -> Image.Image | None:
+def _plain_jpeg(
+    data: bytes, max_pixels: int, least_side: int | None, layout: str
+) -> Image.Image | Pixels | None:
     """A sound JPEG, grey or in three colours, of which the header says nothing special; None for all else.
 
-    As with PNG: the same decoder with the same arguments, without the plugin.
+    As with PNG: the same decoder with the same arguments, without the plugin; or simplejpeg's, which is the same.
     """
     if not data.startswith(b"\xff\xd8"):
         return None
-    position, frame = 2, b""
+    position, frame, progressive = 2, b"", False
     while True:
         if position + 4 > len(data) or data[position] != 0xFF:
             return None
@@ -155,7 +190,7 @@ def _plain_jpeg(data: bytes, max_pixels: int, least_side: int | None) -> Image.I
         if marker not in _PLAIN_MARKERS or length < 2 or (marker in _JPEG_FRAMES and frame):
             return None
         if marker in _JPEG_FRAMES:
-            frame = data[position + 4 : position + 10]
+            frame, progressive = data[position + 4 : position + 10], marker == _JPEG_PROGRESSIVE
         position += 2 + length
     if len(frame) < 6:
         return None
@@ -166,10 +201,35 @@ def _plain_jpeg(data: bytes, max_pixels: int, least_side: int | None) -> Image.I
     _check_size(width, height, max_pixels)
     if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
         return None
+    quick = width * height <= _FAST_PIXELS and not (progressive and data.count(b"\xff\xda") > _FAST_SCANS)
+    if quick and (fast := fast_jpeg()) is not None:
+        with suppress(Exception):  # what it complains of is for Pillow to judge
+            return _by_simplejpeg(fast, data, width, height, "Gray" if mode == "L" else layout)
     try:
         return Image.frombytes(mode, (width, height), data, "jpeg", mode, "")
     except (ValueError, OSError):
         return None
+
+
+@cache
+def fast_jpeg() -> ModuleType | None:
+    """The module simplejpeg, where it is installed."""
+    try:
+        return import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def _by_simplejpeg(module: ModuleType, data: bytes, width: int, height: int, layout: str) -> Pixels:
+    """Pixels (H, W) or (H, W, C) of a JPEG without any fault; else an exception.
+
+    libjpeg-turbo writes lines that begin at a multiple of 32 bytes past the cache, and whoever reads them next waits
+    for the memory. Pillow's buffer for a line does or does not, as malloc will; this one begins at an odd address.
+    """
+    channels = {"Gray": 1, "RGB": 3, "RGBX": 4}[layout]
+    buffer = np.empty(height * width * channels + 1, dtype=np.uint8)[1:]
+    pixels: Pixels = module.decode_jpeg(data, layout, buffer=buffer, strict=True)
+    return pixels[:, :, 0] if layout == "Gray" else pixels
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffinf.data.dataset import FaceDataset
-from diffinf.data.images import UnreadableImageError, decode_image, image_header, in_threads
+from diffinf.data.images import Pixels, UnreadableImageError, decode_array, image_header, in_threads
 from diffinf.errors import UserError
 from diffinf.progress import progress_bar
 
@@ -26,7 +26,7 @@ class Scan:
         modes: (N,) str as Pillow names them, before conversion: "L", "RGB", "P", "CMYK", "I;16" ...
         sizes: (N, 2) int64, width and height as stored.
         bytes: (N,) int64, length of the encoded file.
-        pixels: (N, 32) uint8, sha256 of the decoded, upright 8-bit pixels, their mode and size.
+        pixels: (N, 32) uint8, sha256 of the decoded, upright 8-bit pixels and their shape.
         thumbnails: (N, 32, 32) uint8, grey; the whole image, squeezed to a square.
     """
 
@@ -55,14 +55,14 @@ def scan_images(dataset: FaceDataset) -> Scan:
             data = dataset.encoded(row)
             try:
                 headers[row] = image_header(data)
-                image = decode_image(data, max_pixels=dataset.max_pixels, icc=dataset.icc)
+                picture = decode_array(data, max_pixels=dataset.max_pixels, icc=dataset.icc)
             except UnreadableImageError as error:
                 raise UserError(
                     f"{dataset.ids[row]}: readable when the dataset was opened, not now ({error}); restore the file"
                 ) from error
             lengths[row] = len(data)
-            pixels[row] = np.frombuffer(_pixel_digest(image), dtype=np.uint8)
-            thumbnails[row] = thumbnail(image)
+            pixels[row] = np.frombuffer(_pixel_digest(picture), dtype=np.uint8)
+            thumbnails[row] = thumbnail(Image.fromarray(picture))
 
     with progress_bar("look at images", n) as advance:
         in_threads(work, [int(row) for row in np.argsort(dataset.positions, kind="stable")], done=advance)
@@ -76,8 +76,8 @@ def scan_images(dataset: FaceDataset) -> Scan:
     )
 
 
-def _pixel_digest(image: Image.Image) -> bytes:
-    return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
+def _pixel_digest(picture: Pixels) -> bytes:
+    return hashlib.sha256(str(picture.shape).encode() + picture.tobytes()).digest()
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
