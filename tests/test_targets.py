@@ -195,6 +195,19 @@ def test_a_directory_of_something_else_is_left_alone(
 
 
 @pytest.mark.parametrize(
+    ("out", "message"),
+    [("celeba/out", "lies inside the dataset"), ("celeba/list_eval_partition.txt", "is a file")],
+)
+def test_a_refused_directory_is_not_made(
+    celeba: Path, tmp_path: Path, trainings: Trainings, out: str, message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        execute_targets(settings(celeba), ["Young"], until="report", out=tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before and not trainings.read
+
+
+@pytest.mark.parametrize(
     ("names", "values", "message"),
     [
         (["Smiling", "Smiling"], {}, "found Smiling twice"),

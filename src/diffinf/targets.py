@@ -20,6 +20,7 @@ from diffinf.config import RunConfig, merge
 from diffinf.data.cache import open_cache
 from diffinf.data.readers import attribute_names, read_records
 from diffinf.data.readers.remote import is_url
+from diffinf.data.writers import check_output
 from diffinf.errors import UserError
 from diffinf.pipeline import default_directory, execute
 from diffinf.report import write_index
@@ -61,7 +62,8 @@ def execute_targets(
         The directory.
 
     Raises:
-        UserError: an attribute is not there, or named twice; samples would be dropped; a run fails, which is named.
+        UserError: an attribute is not there, or named twice; samples would be dropped; the directory holds other files,
+            or would mix with the dataset; a run fails, which is named.
     """
     names = _checked(config, targets)
     path = out or default_directory(_with_label(config, "+".join(names)))
@@ -69,6 +71,7 @@ def execute_targets(
         raise UserError(
             f"{path}: the directory holds files that are not of several attributes; choose another with --out"
         )
+    check_output(read_records(config.dataset, _with_label(config, names[0]).data), path)
     make_directory(path)
     known = read_json(path / _STATE)["read"] if (path / _STATE).exists() else {}
     dataset, before, runs = config.dataset, "", dict[str, Run]()

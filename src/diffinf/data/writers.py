@@ -17,7 +17,7 @@ from typing import Any, Literal
 from diffinf.data.card import MADE_BY, dataset_card, provenance, provenance_path
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.images import UnreadableImageError, reencode
-from diffinf.data.readers.base import Edits, relative_inside, resolve_inside
+from diffinf.data.readers.base import Edits, Records, relative_inside, resolve_inside
 from diffinf.data.readers.folders import moved_name
 from diffinf.data.table_writer import TableEdits, write_table_file
 from diffinf.errors import UserError
@@ -134,13 +134,16 @@ def writing_copy(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_output(dataset: FaceDataset, out: Path) -> None:
+def check_output(dataset: FaceDataset | Records, out: Path) -> None:
     """Refuse an output folder that would mix with the source; call it before long work.
+
+    A dataset that is not opened yet will do, as its rows lie on disk.
 
     Raises:
         UserError: `out` is a file, lies inside the dataset's folder, or the dataset lies inside it.
     """
     source, out = dataset.source, out.resolve()
+    store = dataset.images if isinstance(dataset, Records) else dataset.store
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; expected a folder to write to: choose another with --out")
     if source.path.is_dir() and out.is_relative_to(source.path):
@@ -148,7 +151,7 @@ def check_output(dataset: FaceDataset, out: Path) -> None:
     inside = [place for place in (source.path, source.root, *source.files) if place.is_relative_to(out)]
     if not inside and out.is_relative_to(source.root):
         below = out.relative_to(source.root).as_posix() + "/"
-        names = (dataset.store.name(position) for position in range(source.rows))
+        names = (store.name(position) for position in range(source.rows))
         inside = [source.root / name for name in names if name.startswith(below)]
     if inside:
         raise UserError(f"{out}: holds {inside[0]}, which belongs to the dataset; choose another with --out")
