@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from PIL import Image
 
 from diffinf.cli import main
 from diffinf.config import DataConfig, RunConfig
-from diffinf.data import FaceDataset, open_dataset, write_refined
+from diffinf.data import FaceDataset, export, open_dataset, sample_columns, write_refined
 from diffinf.data.export import export_imagefolder, export_parquet
 from diffinf.errors import UserError
 from diffinf.run import Run, read_class_names, read_table, write_table
@@ -207,6 +208,40 @@ def test_other_columns_keep_their_types(tmp_path: Path) -> None:
     assert schema.field("votes").type == pa.list_(pa.int8(), 2)
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
     assert features["votes"]["length"] == 2 and features["label"]["names"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("write", [export_parquet, export_imagefolder])
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_second_picture_comes_along_a_row_group_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., object], suffix: str
+) -> None:
+    rows = make_rows(60)
+    masks = [None if index == 7 else bytes([index]) * 1000 for index in range(60)]
+    pictures = [{"bytes": bytes([index, 1]), "path": f"{index}.png"} for index in range(60)]
+    table = pq.read_table(make_huggingface(tmp_path / "a.parquet", rows))
+    table = table.append_column("mask", pa.array(masks, pa.binary()))
+    table = table.append_column("before", pa.array(pictures))
+    source = tmp_path / f"b{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, source, row_group_size=9)
+    else:
+        with pa.ipc.new_stream(source, table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+    dataset = open_dataset(source, DataConfig(split="subset"))
+
+    def read(*given: Any, raw: Any = (), **options: Any) -> pa.Table:
+        assert not {"mask", "before"} & {*given[1]}, "not as a whole"
+        return read_columns(*given, raw=raw, **options)
+
+    read_columns = sample_columns.read_columns
+    monkeypatch.setattr(sample_columns, "read_columns", read)
+    monkeypatch.setattr(export, "_METADATA_ROWS", 11)
+    write(dataset, tmp_path / "out")
+    found = exported(tmp_path / "out")
+    for row, sample in enumerate(dataset.ids.tolist()):
+        position = int(dataset.positions[row])
+        assert found[sample]["mask"] == masks[position] and found[sample]["before"] == pictures[position]
+        assert found[sample]["truth_label"] == rows[position]["truth_label"]
 
 
 def test_votes_beside_a_table_and_numbers_under_bins_come_along(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffinf.run import Run
 
 _ROWS = 500  # of a row group: some tens of megabytes of photographs at most
+_METADATA_ROWS = 5000  # of one without photographs
 _GREY_MAP = b"P5\n"
 _OF_SCORES = (
     "id", "target", "label", "appears", "score", "flagged", "label_trust", "self_influence", "level", "distance",
@@ -223,12 +224,14 @@ def _write_metadata(folder: Path, columns: SampleColumns, rows: list[int], paths
 
     if not rows:
         return
-    table = columns.rows(rows)
-    names = [paths[sample].partition("/")[2] for sample in table["id"].to_pylist()]
     field = pa.field("file_name", pa.string())
     features = {"file_name": {"dtype": "string", "_type": "Value"}, **columns.features}
-    table = table.add_column(0, field, pa.array(names, pa.string()))
-    pq.write_table(table.cast(_described(list(table.schema), features)), folder / "metadata.parquet")
+    schema = _described([field, *columns.schema], features)
+    with pq.ParquetWriter(folder / "metadata.parquet", schema) as writer:
+        for start in range(0, len(rows), _METADATA_ROWS):
+            table = columns.rows(rows[start : start + _METADATA_ROWS])
+            names = [paths[sample].partition("/")[2] for sample in table["id"].to_pylist()]
+            writer.write_table(table.add_column(0, field, pa.array(names, pa.string())).cast(schema))
 
 
 def _image(dataset: FaceDataset, row: int) -> tuple[bytes, str]:

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from diffinf.data.readers.columns import ColumnFiles
-from diffinf.data.readers.formats import read_columns
+from diffinf.data.readers.embedded import ColumnByGroup
+from diffinf.data.readers.formats import ARROW, broken, read_columns
 
 if TYPE_CHECKING:
     from diffinf.data.dataset import FaceDataset
@@ -23,7 +24,8 @@ class SampleColumns:
 
     The source's own columns (votes, truth, remarks ...) keep names, types and Hugging Face features; cells of CSV are
     text. One that is called as another column is, a group too, gets `source_` before its name. Columns that are here
-    in another form (image, label, id, split) do not come twice, but a number that was cut into bins does.
+    in another form (image, label, id, split) do not come twice, but a number that was cut into bins does. Columns of
+    bytes, a second picture say, come last and are read as they are asked for.
 
     Attributes:
         schema: the fields, in order.
@@ -49,10 +51,13 @@ class SampleColumns:
             "label": {"names": list(dataset.class_names), "_type": "ClassLabel"},
             **dict.fromkeys(own, _TEXT),
         }
+        files = dataset.source.files
+        self._table = files[0] if len(files) == 1 else dataset.source.path
         self._positions = dataset.positions
-        others, features = _others(dataset)
-        names = _free_names(others.column_names, {*TAKEN, *own})
-        self._others = others.rename_columns(names)
+        others, bytes_, features = _others(dataset)
+        names = _free_names([*others.column_names, *bytes_], {*TAKEN, *own})
+        self._others = others.rename_columns(names[: others.num_columns])
+        self._bytes = dict(zip(names[others.num_columns :], bytes_.values(), strict=True))
         self._carried = pa.table(
             {
                 name: pa.array(list(values))
@@ -60,19 +65,32 @@ class SampleColumns:
                 if name not in (*TAKEN, *own, *names)
             }
         )
-        self.features |= {name: features[old] for name, old in zip(names, others.column_names, strict=True)}
+        self.features |= dict(zip(names, features, strict=True))
         self.features = {name: feature for name, feature in self.features.items() if feature}
-        self.schema = pa.schema([*self._own.schema, *self._carried.schema, *self._others.schema])
+        bytes_schema = [pa.field(name, column.kind) for name, column in self._bytes.items()]
+        self.schema = pa.schema(
+            [*self._own.schema, *self._carried.schema, *self._others.schema, *bytes_schema]
+        )
 
     def rows(self, rows: Sequence[int]) -> pa.Table:
-        """The columns of some rows of the dataset."""
+        """The columns of some rows of the dataset.
+
+        Raises:
+            UserError: a table cannot be read any more.
+        """
         chosen = np.asarray(rows, dtype=np.int64)
+        positions = self._positions[chosen]
         parts = [
             self._own.take(chosen),
             self._carried.take(chosen) if self._carried.num_columns else self._carried,
-            self._others.take(self._positions[chosen]) if self._others.num_columns else self._others,
+            self._others.take(positions) if self._others.num_columns else self._others,
         ]
         columns = [column for part in parts for column in part.columns]
+        try:
+            for column in self._bytes.values():
+                columns.append(pa.array([column.value(int(place)) for place in positions], column.kind))
+        except (pa.ArrowException, OSError) as error:
+            raise broken(self._table, error) from error
         return pa.table(columns, schema=self.schema)
 
 
@@ -84,21 +102,32 @@ def _text_columns(dataset: FaceDataset, actions: Mapping[str, str] | None) -> di
     return columns | dict(groups) | done
 
 
-def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, Any]]:
-    """The source's other columns, a row a position, and the feature of each ({} where there is none)."""
+def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, ColumnByGroup], list[dict[str, Any]]]:
+    """The source's other columns, a row a position, those of bytes, and the feature of each ({} for none)."""
     source = dataset.source
     if not source.files:
-        return pa.table({}), {}
+        return pa.table({}), {}, []
     table = ColumnFiles(source.files)
     seen = {name for role, name in source.columns.items() if role != "label" or not source.coding.bins}
     names = [name for name in table.names if name not in seen | set(dataset.groups)]
+    grouped = source.files[0].suffix.lower() in (".parquet", ARROW)
+    large = [name for name in names if grouped and _holds_bytes(table.schema.field(name).type)]
+    names = [name for name in names if name not in large]
+    bytes_ = {name: ColumnByGroup(source.files, name) for name in large}
+    features = [table.feature(name) for name in [*names, *large]]
     if not names:
-        return pa.table({}), {}
+        return pa.table({}), bytes_, features
     # Nothing has read these columns so far: what they hold need not be text.
     parts = [read_columns(file, names, raw=names) for file in source.files]
     whole = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
     columns = [_plain(whole.column(name), table.schema.field(name).type) for name in names]
-    return pa.table(columns, names=names), {name: table.feature(name) for name in names}
+    return pa.table(columns, names=names), bytes_, features
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,58 @@ class _ArrowColumn:
             raise broken(self._path, error) from error
 
 
+class ColumnByGroup:
+    """One column of Parquet or Arrow files, of which no more than `_CACHE_BYTES` of row groups are in memory.
+
+    Attributes:
+        rows: of all files.
+        kind: the type.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        """Open the files' footers; no value is read yet."""
+        self._files = [
+            (_ArrowColumn if file.suffix.lower() == ARROW else _ParquetColumn)(file, column) for file in files
+        ]
+        self.kind: pa.DataType = self._files[0].kind
+        self.rows = 0
+        self._starts: list[int] = []
+        self._groups: list[tuple[int, int]] = []
+        for number, file in enumerate(self._files):
+            for group, length in enumerate(file.rows):
+                self._starts.append(self.rows)
+                self._groups.append((number, group))
+                self.rows += length
+        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def value(self, position: int) -> Any:
+        """A cell.
+
+        Raises:
+            pa.ArrowException: its row group is damaged.
+            OSError: it cannot be read.
+        """
+        slot = bisect_right(self._starts, position) - 1
+        # Row groups may be empty, and then share their start with the next; bisect_right takes the last.
+        return self._group(slot)[position - self._starts[slot]].as_py()
+
+    def _group(self, slot: int) -> pa.ChunkedArray:
+        with self._lock:
+            if slot not in self._cache:
+                file, group = self._groups[slot]
+                self._cache[slot] = self._files[file].group(group)
+                while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHE_BYTES:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(slot)
+            return self._cache[slot]
+
+    def paths(self) -> Iterator[pa.Array]:
+        """The column by chunks, of Parquet files the field `path` alone, a row a value."""
+        for file in self._files:
+            yield from file.paths().chunks
+
+
 class EmbeddedStore:
     """An image column of Parquet or Arrow: bytes, or Hugging Face's struct of bytes and path.
 
@@ -75,20 +127,8 @@ class EmbeddedStore:
         open_files: Callable[[Path, Sequence[str]], ImageStore],
     ) -> None:
         """Open the files' footers; no image is read yet. `open_files` makes the store of images outside."""
-        self._files = [
-            (_ArrowColumn if file.suffix == ARROW else _ParquetColumn)(file, column) for file in files
-        ]
-        self._starts: list[int] = []
-        self._groups: list[tuple[int, int]] = []
-        rows = 0
-        for number, file in enumerate(self._files):
-            for group, length in enumerate(file.rows):
-                self._starts.append(rows)
-                self._groups.append((number, group))
-                rows += length
-        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
-        self._lock = threading.Lock()
-        self._names = self._read_names(rows)
+        self._column = ColumnByGroup(files, column)
+        self._names = self._read_names()
         self._outside = open_files(root, self._names)
         self._root = root
 
@@ -126,32 +166,19 @@ class EmbeddedStore:
                     " below it: set --root, or move the file"
                 )
 
-    def _read_names(self, rows: int) -> list[str]:
-        if not pa.types.is_struct(self._files[0].kind):
-            return [""] * rows
+    def _read_names(self) -> list[str]:
+        if not pa.types.is_struct(self._column.kind):
+            return [""] * self._column.rows
         names: list[str] = []
-        for file in self._files:
-            for chunk in file.paths().chunks:
-                paths = chunk.field("path").to_pylist()
-                present = chunk.is_valid().to_pylist()
-                names += [(path or "") if there else "" for path, there in zip(paths, present, strict=True)]
+        for chunk in self._column.paths():
+            paths = chunk.field("path").to_pylist()
+            present = chunk.is_valid().to_pylist()
+            names += [(path or "") if there else "" for path, there in zip(paths, present, strict=True)]
         return names
 
     def _value(self, position: int) -> Any:
-        slot = bisect_right(self._starts, position) - 1
-        # Row groups may be empty, and then share their start with the next; bisect_right takes the last.
-        return self._group(slot)[position - self._starts[slot]].as_py()
-
-    def _group(self, slot: int) -> pa.ChunkedArray:
-        with self._lock:
-            if slot not in self._cache:
-                file, group = self._groups[slot]
-                try:
-                    self._cache[slot] = self._files[file].group(group)
-                except (pa.ArrowException, OSError) as error:
-                    reason = " ".join(str(error).split())[:120]
-                    raise UnreadableImageError(f"its row group cannot be read ({reason})") from error
-                while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHE_BYTES:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(slot)
-            return self._cache[slot]
+        try:
+            return self._column.value(position)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UnreadableImageError(f"its row group cannot be read ({reason})") from error
