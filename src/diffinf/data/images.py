@@ -80,7 +80,7 @@ def decode_image(
 
 
 def decode_array(data: bytes, *, max_pixels: int, icc: bool = False) -> Pixels:
-    """Decode as `decode_image` does, to uint8 (H, W) or (H, W, 3); no slower than to an image.
+    """Decode as `decode_image` does, to uint8 (H, W) or (H, W, 3).
 
     Raises:
         UnreadableImageError: as `decode_image`.
