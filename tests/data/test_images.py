@@ -416,7 +416,7 @@ def test_simplejpeg_is_not_asked_for_what_is_large_or_special(monkeypatch: pytes
         decode_image(encode(RGB, "JPEG"), max_pixels=399)
     many_scans = encode(GREY.crop((0, 0, 19, 20)), "JPEG", progressive=True)
     last = many_scans[many_scans.rindex(b"\xff\xc4") : -2]
-    decode_image(many_scans[:-2] + 60 * last + many_scans[-2:], max_pixels=LIMIT)
+    decode_image(many_scans[:-2] + 60 * last + many_scans[-2:], max_pixels=100 * LIMIT)
     assert not asked.layouts
     decode_image(many_scans, max_pixels=LIMIT)
     assert asked.layouts == ["Gray"]
@@ -498,3 +498,31 @@ def test_a_dataset_is_read_by_its_profiles_if_asked(tmp_path: Path) -> None:
     red = plain.images(size=32, channels=3)[:, 0].float().mean()
     assert red == 255 and managed.images(size=32, channels=3)[:, 0].float().mean() < 100
     assert plain.fingerprint == managed.fingerprint, "the same files"
+
+
+def _progressive(side: int, more_scans: int, after: bytes = b"", exif: bool = False) -> bytes:
+    """A grey progressive JPEG whose last scan comes once more `more_scans` times."""
+    buffer = io.BytesIO()
+    options = {"exif": Image.Exif().tobytes()} if exif else {}
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, **options)
+    data = buffer.getvalue()
+    last = data[data.rfind(b"\xff\xda") : -2]
+    return data[:-2] + last * more_scans + data[-2:] + after
+
+
+@pytest.mark.parametrize("exif", [False, True], ids=["plain", "exif"])
+@pytest.mark.parametrize("least_side", [None, 16])
+def test_a_progressive_jpeg_with_thousands_of_scans_is_refused(exif: bool, least_side: int | None) -> None:
+    assert decode_image(_progressive(500, 100, exif=exif), max_pixels=2**20).size == (500, 500)
+    bomb = _progressive(500, 3000, exif=exif)
+    assert len(bomb) < 200_000
+    with pytest.raises(UnreadableImageError, match=r"scans of 500 x 500 pixels are more than 50 passes"):
+        decode_image(bomb, max_pixels=2**20, least_side=least_side)
+
+
+def test_what_follows_a_progressive_jpeg_is_no_scan_of_it() -> None:
+    film = b"\xff\xda\0\x08" * 100_000
+    expected = np.asarray(decode_image(_progressive(64, 0), max_pixels=2**12))
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(_progressive(64, 0, film), max_pixels=2**12)), expected
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,7 +33,10 @@ _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME",
 # Markers beside which a JPEG's pixels mean the same: JFIF, tables, frames of Huffman codes, restarts, comments;
 # no EXIF, profile or further pictures.
 _PLAIN_MARKERS = frozenset(b"\xe0\xdb\xc4\xc0\xc1\xc2\xdd\xfe")
-_JPEG_FRAMES, _JPEG_PROGRESSIVE, _JPEG_SCAN = frozenset(b"\xc0\xc1\xc2"), 0xC2, 0xDA
+_JPEG_FRAMES, _JPEG_PROGRESSIVE, _JPEG_SCAN, _JPEG_END = frozenset(b"\xc0\xc1\xc2"), 0xC2, 0xDA, 0xD9
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # no stuffed zero, restart or fill byte
+# Progressive files of some KB may ask for thousands of passes, encoders ask for ten; what one costs beside its pixels.
+_MOST_PASSES, _PASS_COST = 50, 2**16
 # Beyond these simplejpeg is not asked: it decodes beside the image, and what it refuses is decoded once more.
 _FAST_PIXELS, _FAST_SCANS = 2**22, 50
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
@@ -102,6 +106,8 @@ def _decode(
             return plain
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size, max_pixels)
+        if image.info.get("progressive"):
+            _check_passes(data, *image.size, max_pixels)
         if least_side is not None:
             image.draft(None, (least_side, least_side))
         if image.format == "JPEG2000" and data.find(_J2K_END, data.find(_J2K_START)) < 0:
@@ -140,6 +146,21 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise UnreadableImageError(f"{width} x {height} is more than max_pixels = {max_pixels}")
     if max(width, height) > MAX_SIDE:
         raise UnreadableImageError(f"{width} x {height} has a side of more than {MAX_SIDE} pixels")
+
+
+def _check_passes(data: bytes, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a progressive JPEG whose scans go over its pixels so often that decoding it would take minutes."""
+    scans, position = 0, 2
+    while found := _JPEG_MARKER.search(data, position):
+        marker, position = found[1][0], found.end()
+        if marker == _JPEG_END:  # what follows is another picture, or none
+            break
+        scans += marker == _JPEG_SCAN
+        if marker not in b"\x01\xd8":  # the two without a length
+            position += int.from_bytes(data[position : position + 2])
+    if scans * (width * height + _PASS_COST) > _MOST_PASSES * (max_pixels + _PASS_COST):
+        passes = f"more than {_MOST_PASSES} passes over max_pixels = {max_pixels}"
+        raise UnreadableImageError(f"{scans} scans of {width} x {height} pixels are {passes}")
 
 
 def _plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
@@ -199,6 +220,8 @@ def _plain_jpeg(
     if mode is None or width == 0 or height == 0:
         return None
     _check_size(width, height, max_pixels)
+    if progressive:
+        _check_passes(data, width, height, max_pixels)
     if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
         return None
     quick = width * height <= _FAST_PIXELS and not (progressive and data.count(b"\xff\xda") > _FAST_SCANS)
