@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -500,29 +501,60 @@ def test_a_dataset_is_read_by_its_profiles_if_asked(tmp_path: Path) -> None:
     assert plain.fingerprint == managed.fingerprint, "the same files"
 
 
-def _progressive(side: int, more_scans: int, after: bytes = b"", exif: bool = False) -> bytes:
-    """A grey progressive JPEG whose last scan comes once more `more_scans` times."""
+def _scans(
+    side: int, more: int, after: bytes = b"", *, exif: bool = False, progressive: bool = True
+) -> bytes:
+    """A grey JPEG whose last scan comes once more `more` times."""
     buffer = io.BytesIO()
-    options = {"exif": Image.Exif().tobytes()} if exif else {}
-    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, **options)
+    options: dict[str, Any] = {"exif": Image.Exif().tobytes()} if exif else {}
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=progressive, **options)
     data = buffer.getvalue()
     last = data[data.rfind(b"\xff\xda") : -2]
-    return data[:-2] + last * more_scans + data[-2:] + after
+    return data[:-2] + last * more + data[-2:] + after
 
 
-@pytest.mark.parametrize("exif", [False, True], ids=["plain", "exif"])
+@pytest.mark.parametrize("options", [{}, {"exif": True}, {"progressive": False}], ids=str)
 @pytest.mark.parametrize("least_side", [None, 16])
-def test_a_progressive_jpeg_with_thousands_of_scans_is_refused(exif: bool, least_side: int | None) -> None:
-    assert decode_image(_progressive(500, 100, exif=exif), max_pixels=2**20).size == (500, 500)
-    bomb = _progressive(500, 3000, exif=exif)
-    assert len(bomb) < 200_000
-    with pytest.raises(UnreadableImageError, match=r"scans of 500 x 500 pixels are more than 50 passes"):
-        decode_image(bomb, max_pixels=2**20, least_side=least_side)
+def test_a_jpeg_with_thousands_of_scans_is_refused(options: dict[str, bool], least_side: int | None) -> None:
+    if options.get("progressive", True):  # else one scan a channel is all there may be
+        assert decode_image(_scans(100, 60, **options), max_pixels=2**16).size == (100, 100)
+    with pytest.raises(UnreadableImageError, match=r"scans of 100 x 100 pixels are more than 50 passes"):
+        decode_image(_scans(100, 3000, **options), max_pixels=2**16, least_side=least_side)
 
 
-def test_what_follows_a_progressive_jpeg_is_no_scan_of_it() -> None:
+def test_more_than_50_passes_over_the_largest_picture_are_refused() -> None:
+    header = _scans(8, 100)
+    frame = header.index(b"\xff\xc2") + 5
+    lying = header[:frame] + struct.pack(">HH", 7000, 7000) + header[frame + 4 :]
+    with pytest.raises(UnreadableImageError, match="more than 50 passes"):
+        decode_image(lying, max_pixels=50_000_000)
+
+
+def test_scans_behind_a_marker_without_a_length_are_counted() -> None:
+    data = _scans(100, 3000)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    hidden = data[:second] + b"\xff\x02\xfe\xf0" + data[second:]
+    with pytest.raises(UnreadableImageError, match="more than 50 passes"):
+        decode_image(hidden, max_pixels=2**16)
+
+
+def test_what_follows_a_jpeg_or_is_in_a_comment_is_no_scan_of_it() -> None:
     film = b"\xff\xda\0\x08" * 100_000
-    expected = np.asarray(decode_image(_progressive(64, 0), max_pixels=2**12))
-    np.testing.assert_array_equal(
-        np.asarray(decode_image(_progressive(64, 0, film), max_pixels=2**12)), expected
-    )
+    expected = np.asarray(decode_image(_scans(64, 0), max_pixels=2**12))
+    np.testing.assert_array_equal(np.asarray(decode_image(_scans(64, 0, film), max_pixels=2**12)), expected)
+    remark = b"\xff\xfe\xff\xff" + film[: 2**16 - 3]
+    remarked = _scans(64, 0)[:2] + remark + _scans(64, 0)[2:]
+    np.testing.assert_array_equal(np.asarray(decode_image(remarked, max_pixels=2**12)), expected)
+
+
+def test_a_simplejpeg_that_cannot_be_imported_is_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ValueError("numpy.dtype size changed")
+
+    images.fast_jpeg.cache_clear()
+    monkeypatch.setattr(images, "import_module", broken)
+    try:
+        assert images.fast_jpeg() is None
+        assert decode_image(encode(RGB, "JPEG"), max_pixels=LIMIT).size == RGB.size
+    finally:
+        images.fast_jpeg.cache_clear()

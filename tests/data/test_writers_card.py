@@ -32,6 +32,7 @@ from diffinf.cli import main
 from diffinf.config import DataConfig, RunConfig
 from diffinf.data import FaceDataset, export, open_dataset, sample_columns, write_refined
 from diffinf.data.export import export_imagefolder, export_parquet
+from diffinf.data.readers import embedded
 from diffinf.errors import UserError
 from diffinf.run import Run, read_class_names, read_table, write_table
 
@@ -221,6 +222,7 @@ def test_a_second_picture_comes_along_a_row_group_at_a_time(
     table = pq.read_table(make_huggingface(tmp_path / "a.parquet", rows))
     table = table.append_column("mask", pa.array(masks, pa.binary()))
     table = table.append_column("before", pa.array(pictures))
+    table = table.append_column("frames", pa.array([pictures[index : index + 2] for index in range(60)]))
     source = tmp_path / f"b{suffix}"
     if suffix == ".parquet":
         pq.write_table(table, source, row_group_size=9)
@@ -230,18 +232,53 @@ def test_a_second_picture_comes_along_a_row_group_at_a_time(
     dataset = open_dataset(source, DataConfig(split="subset"))
 
     def read(*given: Any, raw: Any = (), **options: Any) -> pa.Table:
-        assert not {"mask", "before"} & {*given[1]}, "not as a whole"
+        assert not {"mask", "before", "frames"} & {*given[1]}, "not as a whole"
         return read_columns(*given, raw=raw, **options)
 
     read_columns = sample_columns.read_columns
     monkeypatch.setattr(sample_columns, "read_columns", read)
-    monkeypatch.setattr(export, "_METADATA_ROWS", 11)
+    monkeypatch.setattr(export, "_ROWS", 11)
     write(dataset, tmp_path / "out")
     found = exported(tmp_path / "out")
     for row, sample in enumerate(dataset.ids.tolist()):
         position = int(dataset.positions[row])
         assert found[sample]["mask"] == masks[position] and found[sample]["before"] == pictures[position]
+        assert found[sample]["frames"] == pictures[position : position + 2]
         assert found[sample]["truth_label"] == rows[position]["truth_label"]
+
+
+def test_row_groups_are_read_once_for_many_rows_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(make_huggingface(tmp_path / "a.parquet", make_rows(60)))
+    order = np.random.default_rng(0).permutation(60)
+    table = table.append_column("mask", pa.array([bytes([index]) * 1000 for index in range(60)], pa.binary()))
+    table = table.append_column("name", pa.array([f"{place:02}" for place in order]))
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=5)
+    dataset = open_dataset(tmp_path / "b.parquet", DataConfig(id="name", split="subset"))
+    columns = sample_columns.SampleColumns(dataset, None)
+    read: list[int] = []
+    group = embedded._ParquetColumn.group
+    monkeypatch.setattr(embedded, "_CACHE_BYTES", 10_000)
+    monkeypatch.setattr(
+        embedded._ParquetColumn, "group", lambda self, number: read.append(number) or group(self, number)
+    )
+    found = columns.rows(range(60))["mask"].to_pylist()
+    assert found == [bytes([int(place)]) * 1000 for place in dataset.positions]
+    assert sorted(read) == list(range(12))
+
+
+def test_a_dataset_may_have_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    table = pq.read_table(make_huggingface(tmp_path / "a.parquet", make_rows(60)))
+    table = table.append_column("mask", pa.array([bytes([index]) for index in range(60)], pa.binary()))
+    (tmp_path / "shards").mkdir()
+    for start in range(60):
+        pq.write_table(table.slice(start, 1), tmp_path / "shards" / f"{start:02}.parquet")
+    dataset = open_dataset(tmp_path / "shards", DataConfig(split="subset"))
+    before = len(list(Path("/dev/fd").iterdir()))
+    columns = sample_columns.SampleColumns(dataset, None)
+    assert len(columns.rows(range(60))) == 60
+    assert len(list(Path("/dev/fd").iterdir())) < before + 10
 
 
 def test_votes_beside_a_table_and_numbers_under_bins_come_along(tmp_path: Path) -> None:

@@ -92,12 +92,11 @@ def train_generator(
             "contexts": len(model.context_names),
             "context_size": model.context_size,
         }
-        if model.condition == "embedding":  # it has learned none
-            source = "reference:DATASET or FILE" if embeddings is None else "FILE"
-            found["contexts"] = (
-                None if as_json else f"none of its own (diffinf generate {out} OUT --contexts {source})"
-            )
+        if model.condition == "embedding":
             found["embeddings"] = str(embeddings or out / "embedder")
+            if not as_json:  # it has learned none, and need not
+                source = "reference:DATASET or FILE" if embeddings is None else "FILE"
+                found["contexts"] = f"none of its own (diffinf generate {out} OUT --contexts {source})"
         _say(found, as_json)
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from diffinf.run import Run
 
 _ROWS = 500  # of a row group: some tens of megabytes of photographs at most
-_METADATA_ROWS = 5000  # of one without photographs
 _GREY_MAP = b"P5\n"
 _OF_SCORES = (
     "id", "target", "label", "appears", "score", "flagged", "label_trust", "self_influence", "level", "distance",
@@ -228,8 +227,8 @@ def _write_metadata(folder: Path, columns: SampleColumns, rows: list[int], paths
     features = {"file_name": {"dtype": "string", "_type": "Value"}, **columns.features}
     schema = _described([field, *columns.schema], features)
     with pq.ParquetWriter(folder / "metadata.parquet", schema) as writer:
-        for start in range(0, len(rows), _METADATA_ROWS):
-            table = columns.rows(rows[start : start + _METADATA_ROWS])
+        for start in range(0, len(rows), _ROWS):
+            table = columns.rows(rows[start : start + _ROWS])
             names = [paths[sample].partition("/")[2] for sample in table["id"].to_pylist()]
             writer.write_table(table.add_column(0, field, pa.array(names, pa.string())).cast(schema))
 

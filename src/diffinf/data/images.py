@@ -33,10 +33,12 @@ _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME",
 # Markers beside which a JPEG's pixels mean the same: JFIF, tables, frames of Huffman codes, restarts, comments;
 # no EXIF, profile or further pictures.
 _PLAIN_MARKERS = frozenset(b"\xe0\xdb\xc4\xc0\xc1\xc2\xdd\xfe")
-_JPEG_FRAMES, _JPEG_PROGRESSIVE, _JPEG_SCAN, _JPEG_END = frozenset(b"\xc0\xc1\xc2"), 0xC2, 0xDA, 0xD9
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # no stuffed zero, restart or fill byte
-# Progressive files of some KB may ask for thousands of passes, encoders ask for ten; what one costs beside its pixels.
-_MOST_PASSES, _PASS_COST = 50, 2**16
+_JPEG_FRAMES, _JPEG_SCAN, _JPEG_END = frozenset(b"\xc0\xc1\xc2"), 0xDA, 0xD9
+_SCAN = b"\xff\xda"
+_JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")  # the end, and those that have a length
+# A file of some KB may ask for thousands of passes over its pixels, encoders ask for ten; what one costs beside its
+# pixels; and markers of a file, far more than any has.
+_MOST_PASSES, _PASS_COST, _MOST_MARKERS = 50, 2**16, 100_000
 # Beyond these simplejpeg is not asked: it decodes beside the image, and what it refuses is decoded once more.
 _FAST_PIXELS, _FAST_SCANS = 2**22, 50
 _J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
@@ -106,7 +108,7 @@ def _decode(
             return plain
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*image.size, max_pixels)
-        if image.info.get("progressive"):
+        if image.format in ("JPEG", "MPO"):
             _check_passes(data, *image.size, max_pixels)
         if least_side is not None:
             image.draft(None, (least_side, least_side))
@@ -149,18 +151,20 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_passes(data: bytes, width: int, height: int, max_pixels: int) -> None:
-    """Refuse a progressive JPEG whose scans go over its pixels so often that decoding it would take minutes."""
-    scans, position = 0, 2
-    while found := _JPEG_MARKER.search(data, position):
-        marker, position = found[1][0], found.end()
-        if marker == _JPEG_END:  # what follows is another picture, or none
-            break
-        scans += marker == _JPEG_SCAN
-        if marker not in b"\x01\xd8":  # the two without a length
-            position += int.from_bytes(data[position : position + 2])
-    if scans * (width * height + _PASS_COST) > _MOST_PASSES * (max_pixels + _PASS_COST):
-        passes = f"more than {_MOST_PASSES} passes over max_pixels = {max_pixels}"
-        raise UnreadableImageError(f"{scans} scans of {width} x {height} pixels are {passes}")
+    """Refuse a JPEG whose scans go over its pixels so often that decoding it would take minutes."""
+    most = _MOST_PASSES * (max_pixels + _PASS_COST) // (width * height + _PASS_COST)
+    if data.count(_SCAN) <= most:
+        return
+    # Some of these may be in comments, thumbnails, or in a film behind the picture.
+    scans, markers, position = 0, 0, 2
+    while scans <= most and markers <= _MOST_MARKERS and (found := _JPEG_MARKER.search(data, position)):
+        if found[1][0] == _JPEG_END:
+            return
+        scans, markers = scans + (found[0] == _SCAN), markers + 1
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    if scans > most or markers > _MOST_MARKERS:
+        passes = f"{_MOST_PASSES} passes over max_pixels = {max_pixels}"
+        raise UnreadableImageError(f"the scans of {width} x {height} pixels are more than {passes}")
 
 
 def _plain_png(data: bytes, max_pixels: int) -> Image.Image | None:
@@ -201,7 +205,7 @@ def _plain_jpeg(
     """
     if not data.startswith(b"\xff\xd8"):
         return None
-    position, frame, progressive = 2, b"", False
+    position, frame = 2, b""
     while True:
         if position + 4 > len(data) or data[position] != 0xFF:
             return None
@@ -211,7 +215,7 @@ def _plain_jpeg(
         if marker not in _PLAIN_MARKERS or length < 2 or (marker in _JPEG_FRAMES and frame):
             return None
         if marker in _JPEG_FRAMES:
-            frame, progressive = data[position + 4 : position + 10], marker == _JPEG_PROGRESSIVE
+            frame = data[position + 4 : position + 10]
         position += 2 + length
     if len(frame) < 6:
         return None
@@ -220,11 +224,10 @@ def _plain_jpeg(
     if mode is None or width == 0 or height == 0:
         return None
     _check_size(width, height, max_pixels)
-    if progressive:
-        _check_passes(data, width, height, max_pixels)
+    _check_passes(data, width, height, max_pixels)
     if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
         return None
-    quick = width * height <= _FAST_PIXELS and not (progressive and data.count(b"\xff\xda") > _FAST_SCANS)
+    quick = width * height <= _FAST_PIXELS and data.count(_SCAN) <= _FAST_SCANS
     if quick and (fast := fast_jpeg()) is not None:
         with suppress(Exception):  # what it complains of is for Pillow to judge
             return _by_simplejpeg(fast, data, width, height, "Gray" if mode == "L" else layout)
@@ -239,7 +242,7 @@ def fast_jpeg() -> ModuleType | None:
     """The module simplejpeg, where it is installed."""
     try:
         return import_module("simplejpeg")
-    except ImportError:
+    except Exception:  # built for another NumPy, say: then as without it
         return None
 
 

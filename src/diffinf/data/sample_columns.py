@@ -87,8 +87,12 @@ class SampleColumns:
         ]
         columns = [column for part in parts for column in part.columns]
         try:
+            # In the order of the file, so that each row group is read once.
+            order = np.argsort(positions, kind="stable")
+            back = np.argsort(order, kind="stable")
             for column in self._bytes.values():
-                columns.append(pa.array([column.value(int(place)) for place in positions], column.kind))
+                values = [column.value(int(place)) for place in positions[order]]
+                columns.append(pa.array([values[place] for place in back], column.kind))
         except (pa.ArrowException, OSError) as error:
             raise broken(self._table, error) from error
         return pa.table(columns, schema=self.schema)
@@ -113,7 +117,10 @@ def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, ColumnByGroup], l
     grouped = source.files[0].suffix.lower() in (".parquet", ARROW)
     large = [name for name in names if grouped and _holds_bytes(table.schema.field(name).type)]
     names = [name for name in names if name not in large]
-    bytes_ = {name: ColumnByGroup(source.files, name) for name in large}
+    try:
+        bytes_ = {name: ColumnByGroup(source.files, name) for name in large}
+    except (pa.ArrowException, OSError) as error:
+        raise broken(source.path, error) from error
     features = [table.feature(name) for name in [*names, *large]]
     if not names:
         return pa.table({}), bytes_, features
@@ -127,7 +134,10 @@ def _others(dataset: FaceDataset) -> tuple[pa.Table, dict[str, ColumnByGroup], l
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(_holds_bytes(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _holds_bytes(kind.value_type)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def _plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

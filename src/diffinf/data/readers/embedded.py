@@ -24,17 +24,23 @@ class _ParquetColumn:
     """One column of a Parquet file by row group."""
 
     def __init__(self, file: Path, column: str) -> None:
-        self._file, self._column, self._path = pq.ParquetFile(file), column, file
-        groups = range(self._file.metadata.num_row_groups)
-        self.rows = [self._file.metadata.row_group(group).num_rows for group in groups]
-        self.kind = self._file.schema_arrow.field(column).type
+        self._column, self._path = column, file
+        with pq.ParquetFile(
+            file
+        ) as opened:  # not kept open: a dataset may have more files than a process may
+            self._metadata = opened.metadata
+            self.kind = opened.schema_arrow.field(column).type
+        groups = range(self._metadata.num_row_groups)
+        self.rows = [self._metadata.row_group(group).num_rows for group in groups]
 
     def group(self, number: int) -> pa.ChunkedArray:
-        return self._file.read_row_group(number, columns=[self._column]).column(0)
+        with pq.ParquetFile(self._path, metadata=self._metadata) as opened:
+            return opened.read_row_group(number, columns=[self._column]).column(0)
 
     def paths(self) -> pa.ChunkedArray:
         try:
-            return valid(self._file.read(columns=[f"{self._column}.path"]).column(0))
+            with pq.ParquetFile(self._path, metadata=self._metadata) as opened:
+                return valid(opened.read(columns=[f"{self._column}.path"]).column(0))
         except (pa.ArrowException, OSError) as error:
             raise broken(self._path, error) from error
 
