@@ -65,7 +65,7 @@ class Run:
     """A run directory. Make one with `Run.create` or `Run.open`."""
 
     def __init__(self, path: Path) -> None:
-        """Point at `path`; nothing is read or written."""
+        """Point at `path` and at what may come to be there; nothing is read or written."""
         self.path = path
         self.scores = path / "scores.parquet"  # one row a training sample
         self.flags = path / "flags.json"  # how they were drawn, and what is estimated without truth
@@ -85,6 +85,10 @@ class Run:
         self.refined = path / "refined"  # the repaired dataset, in the layout it came in
         self.provenance = path / "refined.provenance.parquet"  # one row a sample: what became of it
         self._state = path / ".state"
+
+    def __repr__(self) -> str:
+        """Say where it is."""
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     @staticmethod
     def exists(path: Path) -> bool:

@@ -37,6 +37,8 @@ def test_class_folders(tmp_path: Path) -> None:
     assert dataset.source_sha256(0) == hashlib.sha256(dataset.encoded(0)).hexdigest()
     assert (dataset.image_size, dataset.channels, dataset.identities) == (32, 1, None)
     assert dataset.truth() == {} and dataset.truth_labels() is None
+    with pytest.raises(UserError, match="--label names a column, class folders have none"):
+        open_dataset(root, DataConfig(label="person"))
 
 
 def test_what_is_only_measured_may_be_small_and_is_all_test(tmp_path: Path) -> None:

@@ -373,6 +373,7 @@ def test_issues_as_csv(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [row["status"] for row in rows[:3]] == ["edited", "kept", ""] and rows[1]["reason"] == "judge"
     refuse("exists already", "export", run.path, "--to", "csv", tmp_path / "issues.csv")
     call("export", run.path, "--to", "csv", tmp_path / "issues.csv", "--overwrite")
+    refuse("for CSV files", "export", run.path, "--to", "imagefolder", tmp_path / "faces", "--overwrite")
 
 
 def test_issues_as_cleanlab_has_them(run: Run, tmp_path: Path) -> None:

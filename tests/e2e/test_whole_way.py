@@ -178,10 +178,18 @@ def test_predict_and_report(whole: Run, tmp_path: Path, faces: Path) -> None:
     (row,) = json.loads(diffinf("predict", whole.path, tmp_path / "a face.png", "--json").stdout)
     assert sum(row["probabilities"].values()) == pytest.approx(1) and row["label"] in row["probabilities"]
     (tmp_path / "text.png").write_text("no image")
-    assert "text.png" in diffinf("predict", whole.path, tmp_path / "text.png", code=2).stderr
+    refusal = diffinf("predict", whole.path, tmp_path / "a face.png", tmp_path / "text.png", code=2).stderr
+    assert "text.png" in refusal and "nothing was classified" in refusal
     whole.report.unlink()
-    diffinf("report", whole.path)
+    told = diffinf("report", whole.path).stdout
     assert whole.report.exists()
+    kept = json.loads(whole.summary.read_text())["kept_reasons"]
+    assert all(f"{reason} {n}" in told for reason, n in kept.items() if n)
+
+
+def test_a_run_can_be_inspected(whole: Run, faces: Path) -> None:
+    found = json.loads(diffinf("inspect", whole.path, "--json").stdout)
+    assert found["rows"] == pq.read_metadata(faces).num_rows
 
 
 def test_flags_and_classifier_of_the_user(whole: Run, faces: Path, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def export(
         table = exporters.cleanlab_issues(taken) if to == "cleanlab" else exporters.issues(taken)
         exporters.write_csv(table, out)
     else:
+        if overwrite:
+            raise UserError(f"--overwrite is for CSV files; delete {out} yourself, or choose another place")
         dataset, actions = exporters.refined_dataset(taken)
         write = exporters.export_parquet if to == "parquet" else exporters.export_imagefolder
         write(dataset, out, actions)

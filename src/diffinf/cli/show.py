@@ -47,6 +47,11 @@ def show(run: Any, as_json: bool) -> None:
         if summary["edited"] is not None:
             parts += [f"{summary[name]} {name}" for name in ("edited", "kept", "relabelled", "dropped")]
         console.print(", ".join(parts))
+    if kept := {reason: n for reason, n in (summary["kept_reasons"] or {}).items() if n}:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in kept.items())
+        console.print(f"kept because of: {reasons} (the report says what these are)", soft_wrap=True)
+    if unusable := summary["dataset"]["quarantined"]:
+        console.print(f"{unusable} samples of the dataset are not usable: quarantine.parquet", soft_wrap=True)
     for uneven in summary["group_warnings"]:
         console.print(f"warning: {warning(uneven)}", soft_wrap=True, markup=False)
     if summary["preset"] == "tiny":

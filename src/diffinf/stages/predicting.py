@@ -37,7 +37,7 @@ def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dic
         One dict a file: image, label, probabilities {class name: 0..1}.
 
     Raises:
-        UserError: there is no retrained classifier yet, or a file is no readable image.
+        UserError: there is no retrained classifier yet, or a file is no readable image; then none is classified.
     """
     if not (run.classifier / "final" / "config.json").exists():
         raise UserError(
@@ -45,7 +45,10 @@ def predict_files(run: Run, paths: list[Path], device: str = "auto") -> list[dic
             f"`diffinf compare {run.path} --arms baseline,diffinf`"
         )
     model, spec = load_classifier(run.classifier / "final", resolve_device(device))
-    pictures = [read_picture(path, run.config.data) for path in paths]
+    try:
+        pictures = [read_picture(path, run.config.data) for path in paths]
+    except UserError as error:
+        raise UserError(f"{error}; nothing was classified, leave it out") from error
     pixels = [
         torch.from_numpy(square(picture, size=spec.image_size, channels=spec.in_channels).copy())
         for picture in pictures

@@ -66,7 +66,10 @@ def read(path: Path, config: DataConfig) -> Records:
         UserError: no image in any class folder, images outside class folders, folders beside the splits, or
             columns named in `config`.
     """
-    no_columns(path, config, "class folders have none: the folder is the label")
+    why = "class folders have none: the folder is the label"
+    no_columns(path, config, why)
+    if config.label != "label":
+        raise UserError(f"{path}: --label names a column, {why} instead; leave it out or give a table")
     root = path.resolve()
     below = _subfolders(root)
     with_splits = any(split_name(name) == "train" and _subfolders(root / name) for name in below)
