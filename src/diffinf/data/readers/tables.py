@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffinf.config import DataConfig
 
 OpenFiles = Callable[[Path, Sequence[str]], ImageStore]
+_LISTED = 12  # columns that a message names
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,10 @@ def _roles(path: Path, table: ColumnFiles, config: DataConfig, layout: TableLayo
     roles = {role: name for role, name in named.items() if name}
     if config.id is None and "id" not in roles and "id" in table.names and "id" not in roles.values():
         roles["id"] = "id"
-    listed = ", ".join(repr(name) for name in table.names)
+    more = len(table.names) - _LISTED
+    listed = ", ".join(repr(name) for name in table.names[:_LISTED]) + (
+        f" and {more} more" if more > 0 else ""
+    )
     for role, name in roles.items():
         if name not in table.names:
             raise UserError(
