@@ -20,6 +20,7 @@ from diffinf.classify.train import train_classifier
 from diffinf.config import RunConfig, split_arm
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE, check_images, is_imported, read_config
+from diffinf.diffusion.familiarity import LOOKS, denoising_errors
 from diffinf.features.dlib_faces import SECONDS
 from diffinf.influence.ghost import squared_gradient_norms
 from diffinf.progress import silenced
@@ -119,7 +120,7 @@ class _Timing:
         guide = self.config.autoencoder.guide_steps
         seconds = guide * self._step(threads=torch.get_num_threads())
         if self.imported is not None:
-            return [self._codes(), (f"{guide} steps of the guide", seconds)]
+            return [self._codes(), (f"{guide} steps of the guide", seconds), self._usual_error()]
         from diffinf.diffusion.monitor import monitoring_evaluations
 
         step = self._autoencoder[0]
@@ -278,6 +279,13 @@ class _Timing:
             self._network.code(self._network.to_latents(images)).cpu()
             seconds.append(time.perf_counter() - start)
         return f"semantic codes of {self.n} samples", self.n * min(seconds) / len(images)
+
+    def _usual_error(self) -> tuple[str, float]:
+        """What the imported network is off by on some of the samples."""
+        images, looks = self._pictures(1)[0], min(self.n, LOOKS)
+        start = time.perf_counter()
+        denoising_errors(self._network, images)
+        return f"error of the denoiser on {looks} samples", looks * (time.perf_counter() - start)
 
     def _edit(self) -> tuple[float, float]:
         """Seconds to take one flagged image apart, and to decode it once, spread over the workers."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffinf.config import AutoencoderConfig, PresetName, make_config
 from diffinf.diffusion import objective, train
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.familiarity import usual_error
 from diffinf.diffusion.networks import Denoiser
 from diffinf.diffusion.train import CHECKPOINT, GUIDE_CHECKPOINT, train_autoencoder
 from diffinf.training.loop import DivergedError, batch_indices, fit
@@ -92,6 +93,9 @@ def test_training_lowers_the_loss_and_writes_what_it_returns(
     ]
     loaded = DiffusionAutoencoder.from_pretrained(tmp_path)
     assert loaded.spec == model.spec and loaded.spec.class_names == ("calm", "smile")
+    assert loaded.usual_error == pytest.approx(
+        usual_error(model, IMAGES), abs=1e-4
+    )  # nothing is held out of so few
     codes = model.normalised(model.encoder(model.to_latents(IMAGES)))
     torch.testing.assert_close(codes.mean(0), torch.zeros(8), rtol=0, atol=1e-3)
     torch.testing.assert_close(codes.std(0), torch.ones(8), rtol=0, atol=1e-3)

@@ -20,6 +20,7 @@ from diffinf.config import AutoencoderConfig, RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.diffae.autoencoder import DatasetHeads, DiffAE
 from diffinf.diffusion.diffae.fit import fit_attribute, fit_to_dataset
+from diffinf.diffusion.familiarity import usual_error
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.errors import UserError
 from diffinf.repair.edit import _finish, decode_edit, guided, take_apart
@@ -27,6 +28,7 @@ from diffinf.repair.editors import Inverted, Plan, Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
 from diffinf.repair.surrogate import Surrogate
 from diffinf.stages import autoencoding
+from diffinf.training.monitor import Tell
 from diffusion.tiny_autoencoder import make_autoencoder
 from diffusion.tiny_diffae import CONFIG, make_diffae, photos
 
@@ -42,7 +44,7 @@ def settings(**changes: object) -> RepairConfig:
     return RepairConfig(**{"diffusion_steps": 2, "depth": 0.3, "guidance": 1.5, **changes})
 
 
-def fit(source: Path, directory: Path, images: Tensor = IMAGES) -> DiffAE:
+def fit(source: Path, directory: Path, images: Tensor = IMAGES, tell: Tell | None = None) -> DiffAE:
     return fit_to_dataset(
         source,
         images,
@@ -52,6 +54,7 @@ def fit(source: Path, directory: Path, images: Tensor = IMAGES) -> DiffAE:
         seed=0,
         device=CPU,
         directory=directory,
+        tell=tell,
     )
 
 
@@ -130,14 +133,38 @@ def test_fitting_leaves_the_imported_weights_alone(fitted: Path, imported: Path,
     ).read_bytes()
 
 
-def test_statistics_of_the_checkpoint_are_kept(tmp_path: Path) -> None:
+def told(source: DiffAE, directory: Path) -> list[tuple[str, str]]:
+    """Fit to the pictures of this file; return what was told."""
+    events: list[tuple[str, str]] = []
+    source.save(directory / "source")
+    fit(directory / "source", directory / "fitted", tell=lambda name, text: events.append((name, text)))
+    return events
+
+
+def test_statistics_of_the_checkpoint_are_kept_and_those_of_other_data_told(tmp_path: Path) -> None:
     model = make_diffae()
     mean, std = torch.randn(24, generator=torch.Generator().manual_seed(0)), torch.full((24,), 2.0)
     model.set_statistics(mean, std)
-    model.save(tmp_path / "source")
-    fit(tmp_path / "source", tmp_path / "fitted")
+    with pytest.warns(UserWarning, match="the autoencoder was trained on other data: the mean of the codes"):
+        ((name, text),) = told(model, tmp_path)
+    assert name == "warning" and text.startswith("the autoencoder was trained on other data: ")
     loaded = DiffAE.load(tmp_path / "fitted")
     assert torch.equal(loaded.code_mean, mean) and torch.equal(loaded.code_std, std)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_nothing_is_told_where_codes_are_alike_or_the_checkpoint_says_nothing_of_them(tmp_path: Path) -> None:
+    model = make_diffae()
+    assert told(model, tmp_path / "silent") == []
+    codes = model.network.encoder(model.to_latents(photos(200, 6)))
+    codes[1::2] = model.network.encoder(model.to_latents(photos(200, 6)[1::2] // 2 + 127))  # as IMAGES are
+    model.set_statistics(codes.mean(0), codes.std(0))
+    assert told(model, tmp_path / "alike") == []
+
+
+def test_the_usual_error_on_the_dataset_comes_back(fitted: Path, model: DiffAE) -> None:
+    assert model.usual_error == pytest.approx(usual_error(model, IMAGES), abs=1e-4)
+    assert model.latent_std == ()
 
 
 def test_other_images_are_refused(imported: Path, tmp_path: Path, model: DiffAE) -> None:
@@ -164,8 +191,18 @@ def other_heads(folder: Path) -> None:
     (folder / "heads.json").write_text('{"format_version": 1, "class_names": ["a", "b", "c"]}')
 
 
+def half_an_error(folder: Path) -> None:
+    fields = json.loads((folder / "heads.json").read_text())
+    (folder / "heads.json").write_text(json.dumps({**fields, "usual_error": [0.1]}))
+
+
 @pytest.mark.parametrize(
-    ("damage", "message"), [(damaged_heads, "heads.json: damaged"), (other_heads, "do not fit")]
+    ("damage", "message"),
+    [
+        (damaged_heads, "heads.json: damaged"),
+        (other_heads, "do not fit"),
+        (half_an_error, "heads.json: damaged .*usual_error"),
+    ],
 )
 def test_damaged_heads_are_refused(
     fitted: Path, tmp_path: Path, damage: Callable[[Path], None], message: str

@@ -58,6 +58,7 @@ def build(stage_name: str, scheduler: str, channels: int, size: int) -> Diffusio
             model.scheduler = ddim()
     model.freeze()
     model.set_latent_statistics(model.to_latents(pictures(16, 1, size=size, channels=channels)))
+    model.usual_error = (-2.5, 0.125)
     return model
 
 
@@ -73,6 +74,7 @@ def test_every_configuration_comes_back_as_it_was(
     loaded = DiffusionAutoencoder.from_pretrained(tmp_path)
     assert loaded.spec == model.spec
     assert (loaded.latent_mean, loaded.latent_std) == (model.latent_mean, model.latent_std)
+    assert loaded.usual_error == (-2.5, 0.125)
     assert type(loaded.scheduler) is type(model.scheduler)
     for name in AUTOENCODER.modules:
         before, after = getattr(model, name), getattr(loaded, name)
@@ -257,6 +259,7 @@ def test_a_configuration_that_no_network_can_have_is_refused(
         ({"attribute_size": None}, "attribute_size"),
         ({"latent_mean": [0.0]}, "one number a channel"),
         ({"latent_std": ["x"]}, "not an autoencoder's specification"),
+        ({"usual_error": [0.0]}, "usual_error: expected a mean and a standard deviation"),
         ({"sha256": {}}, "sha256"),
         ({"sha256": None}, "sha256"),
     ],
@@ -356,6 +359,13 @@ def test_the_prior_may_be_missing(copy: Path) -> None:
     assert AUTOENCODER.optional == ("prior",)
     change(copy / "model_index.json", prior=[None, None])
     assert DiffusionAutoencoder.from_pretrained(copy).prior is None
+
+
+def test_a_folder_from_before_the_usual_error_was_kept_is_read(copy: Path) -> None:
+    fields = json.loads((copy / "autoencoder.json").read_text())
+    del fields["usual_error"]
+    (copy / "autoencoder.json").write_text(json.dumps(fields))
+    assert DiffusionAutoencoder.from_pretrained(copy).usual_error == ()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ from diffinf.errors import UserError
 from diffinf.run import Run, write_table
 from diffinf.stages.editing import ATTRIBUTE_HEAD, CLASSIFIER, edit_images
 from diffinf.stages.strips import draw_strip, write_strip
-from diffusion.tiny_autoencoder import SPEC, make_autoencoder
+from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
 from diffusion.tiny_diffae import make_diffae
 from faces import png
 
+# The files are noise, and what they are is told.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the autoencoder was trained on other data")
 QUICK = {"strengths": [0.5, 1.0], "diffusion_steps": 2, "code_steps": 2, "batch_size": 2}
 
 
@@ -81,6 +83,20 @@ def test_a_stronger_edit_differs_and_the_same_one_is_the_same(tmp_path: Path, ru
     assert not torch.equal(first[0].edited[0.5], first[0].edited[2.0])
     again = edit_images(paths[2:], "smile", run.path, strengths=[2.0], device="cpu")
     assert torch.equal(again[0].edited[2.0], first[2].edited[2.0]), "neighbours do not matter"
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_picture_of_other_data_is_told_and_edited_all_the_same(tmp_path: Path, run: Run) -> None:
+    alike, flat = tmp_path / "alike.png", tmp_path / "flat.png"
+    alike.write_bytes(png(pictures(1, 8)[0, 0].numpy()))
+    flat.write_bytes(png(np.full((16, 16), 90, dtype=np.uint8)))
+    (known,) = edit_images([alike], "smile", run.path, strengths=[1.0], device="cpu")  # in silence
+    assert known.warning is None
+    with pytest.warns(UserWarning, match=r"flat\.png: the autoencoder was trained on other data: "):
+        edits = edit_images([alike, flat], "smile", run.path, strengths=[1.0], device="cpu")
+    assert edits[0].warning is None and (edits[1].warning or "").startswith("the autoencoder was trained on")
+    found = write_strip(edits, tmp_path / "strip.png")
+    assert [row["warning"] for row in found["pictures"]] == [None, edits[1].warning]
 
 
 def test_an_autoencoder_alone_reads_by_its_head(tmp_path: Path, folder: Path) -> None:

@@ -243,6 +243,7 @@ class DiffusionAutoencoder(LatentAutoencoder):
             **asdict(self.spec),
             "latent_mean": list(self.latent_mean),
             "latent_std": list(self.latent_std),
+            "usual_error": list(self.usual_error),
         }
         storage.write_folder(Path(save_directory), self.components, description, dtype)
 
@@ -261,11 +262,14 @@ class DiffusionAutoencoder(LatentAutoencoder):
         path = directory / storage.DESCRIPTION
         try:
             mean, std = (_numbers(description.pop(name)) for name in ("latent_mean", "latent_std"))
+            usual = _numbers(description.pop("usual_error", ()))  # folders written earlier have none
             for name in ("class_names", "unet_channels"):
                 description[name] = tuple(description[name])
             spec = AutoencoderSpec(**description)
             if {len(mean), len(std)} not in ({0}, {spec.latent_channels}):
                 raise ValueError("latent_mean, latent_std: expected one number a channel")
+            if len(usual) not in (0, 2):
+                raise ValueError("usual_error: expected a mean and a standard deviation")
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not an autoencoder's specification ({error})") from error
         try:
@@ -275,6 +279,7 @@ class DiffusionAutoencoder(LatentAutoencoder):
                 max_depth=spec.max_depth,
                 latent_mean=mean,
                 latent_std=std,
+                usual_error=usual,
             )
         except UserError as error:
             raise UserError(f"{directory}: {error}") from error

@@ -19,11 +19,16 @@ class Autoencoder(Protocol):
             edit is the label that the image shows; where it does not, it is the code of the image as it is.
         encode_batch: images whose codes are computed at once.
         max_depth: highest noise level that the denoiser was trained on, in (0, 1].
+        latent_std: standard deviation of the training set's latents by channel, (L,); empty where not known.
+        usual_error: of the denoiser on the training set, as `diffinf.diffusion.familiarity.usual_error` has it;
+            empty where not known.
     """
 
     reads_labels: bool
     encode_batch: int
     max_depth: float
+    latent_std: tuple[float, ...]
+    usual_error: tuple[float, ...]
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from diffinf.diffusion.familiarity import moments, unlike_set
 from diffinf.diffusion.first_stage import FirstStage
 from diffinf.diffusion.invert import (
     Correction,
@@ -24,9 +25,7 @@ from diffinf.diffusion.prior import LatentPrior
 from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.errors import UserError
 
-# From these on, latents are clearly those of other data: a mean by so many standard deviations, a spread so many times.
-_SHIFTED_MEAN, _SHIFTED_SPREAD = 1.0, 2.0
-_SHIFT_IMAGES = 512
+_SHIFT_IMAGES = 512  # of a dataset, that say whether its latents are those of the training set
 
 
 class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers is not typed
@@ -54,6 +53,7 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         max_depth: float = 1.0,
         latent_mean: Sequence[float] = (),
         latent_std: Sequence[float] = (),
+        usual_error: Sequence[float] = (),
     ) -> None:
         """Put components together; `create_autoencoder` makes untrained ones that fit.
 
@@ -69,6 +69,8 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
             max_depth: highest noise level that the denoiser was trained on.
             latent_mean: of the training images' latents by channel, (L,); empty where not known.
             latent_std: likewise, their standard deviation.
+            usual_error: of the denoiser on pictures of the training set, mean and standard deviation of its log
+                (`diffinf.diffusion.familiarity`); empty where not known.
 
         Raises:
             UserError: the components do not fit each other, or the scheduler cannot be inverted.
@@ -86,6 +88,7 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
         )
         self.class_names, self.max_depth = tuple(class_names), max_depth
         self.latent_mean, self.latent_std = tuple(latent_mean), tuple(latent_std)
+        self.usual_error = tuple(usual_error)
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -265,7 +268,7 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
 
     def set_latent_statistics(self, latents: Tensor) -> None:
         """Remember mean and standard deviation by channel of the training images' latents (N, L, h, w)."""
-        self.latent_mean, self.latent_std = (tuple(x.tolist()) for x in _moments(latents))
+        self.latent_mean, self.latent_std = (tuple(x.tolist()) for x in moments(latents))
 
     @torch.no_grad()
     def differs_from(self, images: Tensor) -> str | None:
@@ -277,23 +280,5 @@ class LatentAutoencoder(DiffusionPipeline):  # type: ignore[misc]  # diffusers i
             return None
         sample = images[:: -(-len(images) // _SHIFT_IMAGES)]
         latents = torch.cat([self.to_latents(part).cpu() for part in torch.split(sample, self.encode_batch)])
-        mean, std = _moments(latents)
-        trained_mean, trained_std = (
-            torch.tensor(self.latent_mean),
-            torch.tensor(self.latent_std).clamp_min(1e-6),
-        )
-        offset = (mean - trained_mean).abs() / trained_std
-        ratio = std.clamp_min(1e-6) / trained_std
-        ratio = torch.maximum(ratio, 1 / ratio)
-        if offset.max() < _SHIFTED_MEAN and ratio.max() < _SHIFTED_SPREAD:
-            return None
-        return (
-            f"the autoencoder was trained on other data: the mean of the latents is off by up to {offset.max():.1f} of "
-            f"their standard deviations, and these differ by up to {ratio.max():.1f} times; expect poor round trips, "
-            "or train one on this dataset (autoencoder.weights=null)"
-        )
-
-
-def _moments(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation by channel, (L,) each, of latents (N, L, h, w)."""
-    return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        trained = (torch.tensor(self.latent_mean), torch.tensor(self.latent_std))
+        return unlike_set("latents", moments(latents), trained)

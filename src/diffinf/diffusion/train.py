@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffinf.config import AutoencoderConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
+from diffinf.diffusion.familiarity import usual_error
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
 from diffinf.diffusion.monitor import Monitor
 from diffinf.diffusion.objective import Material, Objective, Views, draw_batch
@@ -143,6 +144,7 @@ def train_autoencoder(
             directory=directory,
         )
         metrics["prior"] = prior_history[-1]
+    model.usual_error = usual_error(model, images[held] if len(held) else images)
     model.freeze().save_pretrained(directory, dtype=torch.float16)
     write_json(directory / "metrics.json", metrics)
     for name in (CHECKPOINT, GUIDE_CHECKPOINT, FIRST_STAGE_CHECKPOINT, PRIOR_CHECKPOINT):

@@ -34,7 +34,14 @@ def train_autoencoder(workspace: Workspace) -> None:
             return
         from diffinf.diffusion.diffae.fit import fit_to_dataset
 
-        fit_to_dataset(imported, workspace.images, workspace.class_shares(), config, **_training(workspace))
+        fit_to_dataset(
+            imported,
+            workspace.images,
+            workspace.class_shares(),
+            config,
+            tell=partial(run.event, "train-autoencoder"),
+            **_training(workspace),
+        )
 
     read: Any = content_sha256(config.weights) if isinstance(config.weights, Path) else _trust_key(workspace)
     if config.weights == "rendered":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from diffinf.config import DataConfig, RepairConfig
 from diffinf.data.images import square
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.diffae.autoencoder import DiffAE
+from diffinf.diffusion.familiarity import unlike_pictures
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
 from diffinf.repair.edit import check_noise_levels, decode_edit, keep_unchanged, take_apart
@@ -45,6 +47,7 @@ class PictureEdit:
         before: class -> probability read in the original.
         unedited: class -> probability read in the round trip.
         after: strength -> the same of the edit.
+        warning: how the picture clearly differs from those that the autoencoder was trained on, or None.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class PictureEdit:
     before: dict[str, float]
     unedited: dict[str, float]
     after: dict[float, dict[str, float]]
+    warning: str | None
 
     @property
     def size(self) -> int:
@@ -96,6 +100,8 @@ def edit_images(
     device: str = "auto",
 ) -> list[PictureEdit]:
     """Edit pictures towards a label, as the repair does, at each strength; no gate stands behind it.
+
+    Warns of each picture that clearly is of another kind than those that the autoencoder was trained on.
 
     Args:
         images: picture files; each is cropped to the largest centred square and brought to the model's size.
@@ -220,6 +226,10 @@ def _edit_batch(
     shown: str | None,
     strengths: Sequence[float],
 ) -> list[PictureEdit]:
+    warned = unlike_pictures(editor.model, images)
+    for (path, _), difference in zip(files, warned, strict=True):
+        if difference is not None:
+            warnings.warn(f"{path}: {difference}", stacklevel=2)
     names = editor.class_names
     labels = torch.full((len(images),), names.index(to))
     before = editor.read(images)
@@ -249,6 +259,7 @@ def _edit_batch(
             shares(before[m]),
             shares(unedited[m]),
             {strength: shares(each[m]) for strength, each in zip(strengths, after, strict=True)},
+            warned[m],
         )
         for m, (path, size) in enumerate(files)
     ]

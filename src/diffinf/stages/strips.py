@@ -109,6 +109,7 @@ def _account(edit: PictureEdit, number: int, files: dict[tuple[int, float], Path
         "before": edit.before,
         "roundtrip": edit.unedited,
         "after": after,
+        "warning": edit.warning,
     }
 
 

@@ -47,6 +47,7 @@ class DiffAE(nn.Module):
     reads_labels = False
     encode_batch = 16
     max_depth = 1.0
+    latent_std: tuple[float, ...] = ()  # no checkpoint tells
 
     def __init__(self, config: DiffAEConfig, network: DiffAENetwork | None = None) -> None:
         """Put a network and its surroundings together; without one, an untrained network is built."""
@@ -55,6 +56,7 @@ class DiffAE(nn.Module):
         self.network = DiffAENetwork(config) if network is None else network
         self.heads: DatasetHeads | None = None
         self.has_statistics = False
+        self.usual_error: tuple[float, ...] = ()
         betas = torch.linspace(1e-4, 0.02, config.timesteps, dtype=torch.float64)
         self.register_buffer("alphas_cumprod", (1 - betas).cumprod(0).float(), persistent=False)
         self.register_buffer("code_mean", torch.zeros(config.semantic_channels), persistent=False)
@@ -175,11 +177,15 @@ class DiffAE(nn.Module):
         write_json(directory / CONFIG_FILE, values)
 
     def save_heads(self, directory: Path) -> None:
-        """Write the fitted heads, and the statistics that their codes were normalised by."""
+        """Write the fitted heads, the statistics that their codes were normalised by, and the usual error."""
         heads = self._fitted()
         tensors = {**heads.state_dict(), "code_mean": self.code_mean, "code_std": self.code_std}
         save_tensors(directory / HEADS_WEIGHTS_FILE, tensors)
-        values = {"format_version": FORMAT_VERSION, "class_names": list(heads.class_names)}
+        values = {
+            "format_version": FORMAT_VERSION,
+            "class_names": list(heads.class_names),
+            "usual_error": list(self.usual_error),
+        }
         write_json(directory / HEADS_FILE, values)
 
     @classmethod
@@ -213,7 +219,10 @@ class DiffAE(nn.Module):
         try:
             self.set_statistics(tensors.pop("code_mean"), tensors.pop("code_std"))
             self.heads = DatasetHeads(self.config, tuple(fields["class_names"]))
-        except (KeyError, TypeError) as error:
+            self.usual_error = tuple(map(float, fields.get("usual_error", ())))  # earlier folders have none
+            if len(self.usual_error) not in (0, 2):
+                raise ValueError("usual_error: expected a mean and a standard deviation")
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{directory / HEADS_FILE}: damaged ({error}); delete it and run the stage again"
             ) from error

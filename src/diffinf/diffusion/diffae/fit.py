@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -18,9 +19,11 @@ from diffinf.diffusion.diffae.autoencoder import (
     check_images,
     read_config,
 )
+from diffinf.diffusion.familiarity import moments, unlike_set, usual_error
 from diffinf.diffusion.train import GUIDE_CHECKPOINT, train_guide
 from diffinf.progress import progress_bar
 from diffinf.run import make_directory, write_json
+from diffinf.training.monitor import Tell
 
 _RIDGE = 1e-3  # of the attribute head: keeps separable classes at finite weights
 
@@ -51,6 +54,7 @@ def fit_to_dataset(
     seed: int,
     device: torch.device,
     directory: Path,
+    tell: Tell | None = None,
 ) -> DiffAE:
     """Fit the heads of an imported DiffAE to a dataset; write weights, heads and metrics to `directory`.
 
@@ -63,6 +67,8 @@ def fit_to_dataset(
         seed: all randomness is a function of it.
         device: where to compute.
         directory: receives a copy of the imported weights, so that it is whole by itself.
+        tell: called with "warning" and its text where the checkpoint tells the statistics of its codes, and here they
+            clearly differ.
 
     Raises:
         UserError: the folder is damaged, or the images are not of the network's size and channels.
@@ -74,7 +80,13 @@ def fit_to_dataset(
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         shutil.copyfile(source / name, directory / name)
     codes = _codes(model, images)
-    if not model.has_statistics:
+    if model.has_statistics:
+        trained = (torch.zeros(codes.shape[1]), torch.ones(codes.shape[1]))  # of normalised codes
+        if (difference := unlike_set("codes", moments(codes), trained)) is not None:
+            if tell is not None:
+                tell("warning", text=difference)
+            warnings.warn(difference, stacklevel=2)
+    else:
         mean, std = codes.mean(0), codes.std(0).clamp_min(1e-6)
         model.set_statistics(mean, std)
         codes = (codes - mean) / std
@@ -89,7 +101,9 @@ def fit_to_dataset(
         device=device,
         directory=directory,
     )
-    model.eval().requires_grad_(False).save_heads(directory)
+    model.eval().requires_grad_(False)
+    model.usual_error = usual_error(model, images)
+    model.save_heads(directory)
     write_json(
         directory / "metrics.json", {"attribute": {"loss": loss}, "guide": history[-1], "n": len(images)}
     )
