@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 import diffinf
-from diffinf.config import RunConfig
+from diffinf.config import RepairConfig, RunConfig
 from diffinf.data.rendered.presets import preset_plan
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.write import sample_dataset
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.familiarity import unlike_pictures
 from diffinf.errors import UserError
+from diffinf.repair.edit import decode_edit, take_apart
+from diffinf.repair.editors import Wish
 from diffinf.stages import autoencoding
 from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
 
@@ -127,3 +130,33 @@ def test_the_shipped_weights_know_rendered_faces(tmp_path: Path) -> None:
     assert model.max_depth == 0.6
     back, error = model.reconstruct(images[:4], steps=8, depth=0.4)
     assert back.shape == (4, 3, 64, 64) and (error < 0.15).all()
+
+
+@pytest.fixture(scope="module")
+def rendered() -> Tensor:
+    """Held-out rendered faces."""
+    factors = sample_dataset(preset_plan("bench-1"), 1).factors
+    return torch.from_numpy(render_faces(factors.take(np.arange(24)), 64))
+
+
+def test_the_shipped_weights_tell_single_pictures_of_other_data(rendered: Tensor) -> None:
+    model = DiffusionAutoencoder.from_pretrained(SHIPPED)
+    noise = torch.randint(0, 256, (4, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    said = unlike_pictures(model, torch.cat([rendered, noise, 255 - rendered[:8]]))
+    told = [words is not None for words in said]
+    assert sum(told[:24]) <= 1 and all(told[24:28]) and sum(told[28:]) >= 5
+
+
+def test_the_shipped_weights_draw_faces_and_the_prior_changes_nothing_else(rendered: Tensor) -> None:
+    model = DiffusionAutoencoder.from_pretrained(SHIPPED)
+    drawn = model.sample(4, steps=4, prior_steps=10)
+    assert drawn.shape == (4, 3, 64, 64)
+    assert sum(words is None for words in unlike_pictures(model, drawn)) >= 3, "to itself they are faces"
+    shown, config = torch.eye(5)[:1], RepairConfig(diffusion_steps=2)
+
+    def edited() -> Tensor:
+        parts = take_apart(model, rendered[:1], shown, config)
+        return decode_edit(model, parts, Wish(parts.code, torch.tensor([2]), shown), 1.0, config).images
+
+    with_prior, model.prior = edited(), None
+    assert torch.equal(edited(), with_prior)

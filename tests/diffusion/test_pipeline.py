@@ -143,6 +143,40 @@ def test_samples_are_new_images_and_a_function_of_the_generator(model: Diffusion
     assert torch.equal(model.sample(2, steps=2, prior_steps=2), model.sample(2, steps=2, prior_steps=2))
 
 
+def test_a_sample_starts_with_the_broad_colours_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that always sees the same latents: the decode begins at these, noised to where training stopped."""
+    model = make_autoencoder()
+    model.max_depth, model.decode_batch = 0.4, 200
+    with torch.random.fork_rng():
+        model.prior = LatentPrior(SPEC.code_size, 2, width=8, layers=2)
+    model.freeze()
+    latents, starts = model.to_latents(pictures(1, 4)), []
+
+    def decode(noisy: Tensor, *_: Any, **__: Any) -> Tensor:
+        starts.append(noisy)
+        return latents.expand_as(noisy)
+
+    monkeypatch.setattr(model, "decode_latents", decode)
+    model.sample(200, torch.zeros(200, dtype=torch.long), prior_steps=2)
+    signal, begun = model.signal(1, 0.4), starts[-1]
+    torch.testing.assert_close(begun.mean(0), signal**0.5 * latents[0], rtol=0, atol=0.3)
+    assert begun.std(0).mean() == pytest.approx((1 - signal) ** 0.5, rel=0.05)
+
+
+def test_guidance_leads_a_sample_away_from_no_label(model: DiffusionAutoencoder) -> None:
+    code, shares = (
+        torch.randn(3, SPEC.code_size, generator=torch.Generator().manual_seed(0)),
+        torch.eye(2)[[0, 1, 0]],
+    )
+    noisy, t = model.to_latents(pictures(3, 2)), torch.full((3,), 100)
+    towards, away, guided = (model._guided(code, shares, w)(noisy, t) for w in (0.0, -1.0, 1.5))
+    torch.testing.assert_close(towards, model.predict(noisy, t, model.context(code, shares)))
+    torch.testing.assert_close(guided, 2.5 * towards - 1.5 * away, rtol=1e-4, atol=1e-4)
+    other = model._guided(code, shares.flip(1), -1.0)(noisy, t)
+    torch.testing.assert_close(other, away, rtol=1e-4, atol=1e-5, msg="where no label is heard, none matters")
+    assert not torch.allclose(towards, away, atol=1e-3)
+
+
 def refused(work: Callable[[DiffusionAutoencoder], Any], words: str) -> Any:
     return pytest.param(work, words, id=words)
 

@@ -25,6 +25,7 @@ from diffinf.errors import UserError
 
 STEPS = 20  # network evaluations of an inversion or a decode where the caller does not say
 PRIOR_STEPS = 50
+SAMPLE_GUIDANCE, SAMPLE_RESTARTS = 2.0, 4
 
 
 class DiffusionAutoencoder(LatentAutoencoder):
@@ -171,6 +172,8 @@ class DiffusionAutoencoder(LatentAutoencoder):
         generator: torch.Generator | None = None,
         steps: int = STEPS,
         prior_steps: int = PRIOR_STEPS,
+        guidance: float = SAMPLE_GUIDANCE,
+        restarts: int = SAMPLE_RESTARTS,
     ) -> Tensor:
         """Return `n` new images, uint8 (n, C, H, W): the prior draws semantic codes, noise is the stochastic code.
 
@@ -178,8 +181,10 @@ class DiffusionAutoencoder(LatentAutoencoder):
             n: how many.
             labels: class indices (n,); by default each class is as likely.
             generator: on the CPU; none: one seeded with 0.
-            steps: network evaluations of the decode.
+            steps: network evaluations of the decode; guided ones cost twice.
             prior_steps: evaluations of the prior.
+            guidance: w of the label's context against the empty one (arXiv 2207.12598); 0: unguided.
+            restarts: how often what the denoiser makes of the start is noised again, each one more evaluation.
 
         Raises:
             UserError: there is no prior, or the labels do not fit.
@@ -198,15 +203,50 @@ class DiffusionAutoencoder(LatentAutoencoder):
         code = self.prior.sample(shares, self.scheduler, steps=prior_steps, generator=generator)
         spec = self.spec
         side = spec.image_size // spec.patch_size
-        noise = torch.randn(n, spec.latent_channels, side, side, generator=generator)
-        # Where training stopped below pure noise, some of the image is left at the start: on average, this much.
-        alpha = float(self.alphas_cumprod[round(self.max_depth * spec.timesteps) - 1])
+        shape = (n, spec.latent_channels, side, side)
+        noises = [torch.randn(shape, generator=generator) for _ in range(1 + restarts)]
+
+        def part(code: Tensor, shares: Tensor, *noises: Tensor) -> tuple[Tensor]:
+            context, depth = self.context(code, shares), self.max_depth
+            noisy = self._start(context, [noise.to(self.device) for noise in noises])
+            predict = self._guided(code, shares, guidance)
+            return (self.to_images(self.decode_latents(noisy, predict, steps=steps, depth=depth)),)
+
+        return self._in_batches(part, code, shares, *noises)[0]
+
+    def _start(self, context: Tensor, noises: Sequence[Tensor]) -> Tensor:
+        """Return noisy latents (B, L, h, w) at the highest noise level that was trained on, for contexts (B, W).
+
+        Where training stopped below pure noise, some of the image is left at the start, its broad colours above all.
+        Latents drawn channel by channel have none, and the denoiser takes that for grey. So what it makes of them is
+        noised again, once for each further noise (Restart, arXiv 2306.14878).
+        """
+        signal, depth = self.signal(1, self.max_depth), self.max_depth
         mean, std = (
-            torch.tensor(values or [default] * spec.latent_channels)[:, None, None]
+            torch.tensor(values or [default] * noises[0].shape[1], device=self.device)[:, None, None]
             for values, default in ((self.latent_mean, 0.0), (self.latent_std, 1.0))
         )
-        noisy = alpha**0.5 * mean + (1 - alpha + alpha * std.square()).sqrt() * noise
-        return self.decode(code, noisy, shares, steps=steps)
+        noisy: Tensor = signal**0.5 * mean + (1 - signal + signal * std.square()).sqrt() * noises[0]
+        for noise in noises[1:]:
+            clean = self.decode_latents(noisy, lambda x, t: self.predict(x, t, context), steps=1, depth=depth)
+            noisy = signal**0.5 * clean + (1 - signal) ** 0.5 * noise
+        return noisy
+
+    def _guided(self, code: Tensor, shares: Tensor, guidance: float) -> Prediction:
+        """Return the denoiser's prediction under normalised codes (B, D) and a label, led away from no label."""
+        context = self.context(code, shares)
+        if guidance == 0:
+            return lambda noisy, t: self.predict(noisy, t, context)
+        unheard = torch.zeros(len(code), dtype=torch.bool, device=self.device)
+        empty = self.denoiser.context(self.encoder.appearance(self.raw(code)), shares, keep_label=unheard)
+        both = torch.cat([context, empty])
+
+        def predict(noisy: Tensor, t: Tensor) -> Tensor:
+            towards, away = self.predict(noisy.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            v: Tensor = (1 + guidance) * towards - guidance * away
+            return v
+
+        return predict
 
     def _predict_under(self, code: Tensor, shares: Tensor | None) -> Prediction:
         """Return the denoiser's prediction under normalised codes (B, D) and a label context."""
