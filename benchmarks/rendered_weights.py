@@ -8,7 +8,7 @@ cores; a run that was interrupted goes on where it was. No truth is read.
 
 At its end what belongs to the weights as they are written is added: the latent prior that new faces are drawn from, and
 what the denoiser is usually off by. With --prior-only the weights that are there are kept, byte for byte, and that end
-alone is done, after rendering and scoring (the prior hears the classes' estimated shares): about 15 minutes.
+alone is done, after rendering and scoring (the prior hears the classes' estimated shares): about 25 minutes.
 """
 
 from __future__ import annotations

@@ -189,16 +189,21 @@ def test_what_a_run_prints_warns_of_groups_and_of_the_preset_tiny(
     uneven = {"column": "race", "measure": "edited", "group": "[B]", "share": 0.3, "n": 1200}
     uneven |= {"share_elsewhere": 0.1, "n_elsewhere": 300, "p_value": 1e-4}
     summary = {"arms": {}, "flagged": None, "group_warnings": [uneven], "preset": "tiny"}
+    summary |= {"kept_reasons": {"judge": 7, "roundtrip": 0}, "dataset": {"quarantined": 1}}
     run = SimpleNamespace(path=tmp_path, summary=tmp_path / "summary.json", report=tmp_path / "report.html")
     run.summary.write_text(json.dumps(summary))
     show(run, False)
     said = capsys.readouterr().out
     assert "warning: Edits fall on race = [B] 3.0 times as often as on the others" in said
     assert "Preset tiny" in said and "mean nothing" in said
-    run.summary.write_text(json.dumps({**summary, "group_warnings": [], "preset": "cpu"}))
+    assert (
+        "kept because of: judge 7 (" in said and "1 of the samples is not usable: quarantine.parquet" in said
+    )
+    summary |= {"group_warnings": [], "preset": "cpu", "kept_reasons": {}, "dataset": {"quarantined": 0}}
+    run.summary.write_text(json.dumps(summary))
     show(run, False)
     said = capsys.readouterr().out
-    assert "warning" not in said and "tiny" not in said
+    assert not any(word in said for word in ("warning", "tiny", "kept", "usable"))
 
 
 def test_little_cost_is_told_as_little(capsys: pytest.CaptureFixture[str]) -> None:

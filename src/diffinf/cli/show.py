@@ -51,7 +51,8 @@ def show(run: Any, as_json: bool) -> None:
         reasons = ", ".join(f"{reason} {n}" for reason, n in kept.items())
         console.print(f"kept because of: {reasons} (the report says what these are)", soft_wrap=True)
     if unusable := summary["dataset"]["quarantined"]:
-        console.print(f"{unusable} samples of the dataset are not usable: quarantine.parquet", soft_wrap=True)
+        are = "are" if unusable > 1 else "is"
+        console.print(f"{unusable} of the samples {are} not usable: quarantine.parquet", soft_wrap=True)
     for uneven in summary["group_warnings"]:
         console.print(f"warning: {warning(uneven)}", soft_wrap=True, markup=False)
     if summary["preset"] == "tiny":
