@@ -24,8 +24,9 @@ from rich.console import Console
 
 from diffinf.config import ROBUST_ARMS, RunConfig, apply_overrides, split_arm
 from diffinf.errors import UserError
+from diffinf.files import file_sha256, read_json, write_json
 from diffinf.pipeline import execute
-from diffinf.run import Run, file_sha256, read_json, write_json
+from diffinf.run import Run
 from diffinf.stages.workspace import default_preset, resolve_device
 from evidence_material import workspace_of
 from evidence_results import choose, on_validation_truth, results

@@ -17,9 +17,10 @@ from diffinf.data.dataset import open_dataset
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.tasks import CLASS_NAMES, Task, counterfactual
 from diffinf.errors import UserError
+from diffinf.files import load_tensors, read_table, write_text
 from diffinf.influence.flag import flag
 from diffinf.pipeline import execute
-from diffinf.run import Run, load_tensors, read_table, write_text
+from diffinf.run import Run
 from diffinf.stages.comparing import arm_material, check_apart, check_pictures
 from diffinf.stages.workspace import Workspace
 from repair_run import rendered_factors

@@ -14,7 +14,7 @@ import pyarrow as pa
 from diffinf.config import ROBUST_ARMS, split_arm
 from diffinf.evaluate.gain import balanced_accuracy, editing_gap_closed, holm, paired_difference
 from diffinf.evaluate.measures import adjusted_logits, arm_measures
-from diffinf.run import load_tensors, read_json
+from diffinf.files import load_tensors, read_json
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

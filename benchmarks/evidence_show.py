@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 from evidence_results import EDITS_ALONE, REFERENCES
 
 _LINES = ("oracle-edit", "clean")  # drawn as lines to hold the others against

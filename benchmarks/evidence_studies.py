@@ -19,8 +19,9 @@ from diffinf.data.rendered.tasks import class_names
 from diffinf.data.rendered.write import render_dataset
 from diffinf.demo import RENDERED_REPAIR
 from diffinf.evaluate.measures import arm_measures
+from diffinf.files import atomic_path, read_json, read_table, stage_key, write_json
 from diffinf.pipeline import execute
-from diffinf.run import Run, atomic_path, read_json, read_table, stage_key, write_json
+from diffinf.run import Run
 from evidence_material import run_like, workspace_of
 from evidence_results import RESAMPLES, costs, difference
 from evidence_show import draw_cases, interval

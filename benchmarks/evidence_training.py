@@ -9,7 +9,7 @@ from pathlib import Path
 from diffinf.compare.runner import run_arms
 from diffinf.config import ClassifierConfig, CompareConfig
 from diffinf.evaluate.gain import balanced_accuracy
-from diffinf.run import load_tensors, read_json
+from diffinf.files import load_tensors, read_json
 from diffinf.stages.workspace import Workspace
 from evidence_material import read_material
 from evidence_results import Trained, read_trained

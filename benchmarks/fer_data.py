@@ -20,7 +20,7 @@ from PIL import Image
 from diffinf.data.readers.columns import ColumnFiles
 from diffinf.data.splits import limited
 from diffinf.errors import UserError
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 
 LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear")
 VOTES = (*LABELS, "contempt", "unknown", "NF")

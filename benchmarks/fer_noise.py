@@ -28,7 +28,8 @@ from rich.table import Table
 
 from diffinf.config import make_config
 from diffinf.errors import UserError
-from diffinf.run import Run, file_sha256, load_tensors, read_json, read_table, write_json
+from diffinf.files import file_sha256, load_tensors, read_json, read_table, write_json
+from diffinf.run import Run
 from fer_data import (
     EXPECTED_DISAGREEMENT,
     EXPECTED_KEPT,
@@ -127,6 +128,15 @@ def shareable(value: Any) -> Any:
     return value
 
 
+def made_by(script: str, arguments: list[str], device: str) -> dict[str, Any]:
+    """The command that made a report, when, and on what class of machine."""
+    return {
+        "command": shlex.join(["python", f"benchmarks/{script}", *shareable(arguments)]),
+        "date": date.today().isoformat(),
+        "hardware": hardware(device),
+    }
+
+
 def show_prepared(prepared: Prepared, console: Console) -> None:
     """Print counts and disagreement beside those of the file that the published figures were taken on."""
     kept = Table("usage", "kept", "expected", title="rows with a clear truth")
@@ -215,9 +225,7 @@ def report(
     """What a figure needs to be believed, and the figures."""
     summary = {} if run is None else read_json(run.summary)
     return {
-        "command": shlex.join(["python", "benchmarks/fer_noise.py", *shareable(arguments)]),
-        "date": date.today().isoformat(),
-        "hardware": hardware(summary.get("device", "cpu")),
+        **made_by("fer_noise.py", arguments, summary.get("device", "cpu")),
         "versions": summary.get("versions"),
         "data": {
             "file": options.data.name,

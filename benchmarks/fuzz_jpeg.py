@@ -124,9 +124,7 @@ def main() -> None:
     if simplejpeg is None:
         sys.exit('simplejpeg is not installed: pip install ".[jpeg]"')
     faulthandler.enable(file=sys.__stdout__)
-    ImageFile.MAXBLOCK = (
-        2**20
-    )  # of Pillow's encoder, which gives up where a progressive file outgrows its buffer
+    ImageFile.MAXBLOCK = 2**20  # Pillow's encoder gives up where a progressive file outgrows its buffer
     warnings.simplefilter("ignore")
     account: Counter[str] = Counter()
     failures, slowest, start = [], 0.0, time.perf_counter()

@@ -34,12 +34,12 @@ from torch import Tensor
 from diffinf import __version__
 from diffinf.config import GeneratorConfig
 from diffinf.diffusion.first_stage import PatchComponents
+from diffinf.files import load_tensors, read_json, stage_key, write_json
 from diffinf.generate import choose_negative_contexts, identity_contexts, parse_schedule, random_contexts
 from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import LAYOUT, ContextGenerator, create_generator
 from diffinf.generate.sample import Sampling, denoise, draw_noise, image_seed, sample_images
 from diffinf.generate.train import train_generator
-from diffinf.run import load_tensors, read_json, stage_key, write_json
 from generation_parts import (
     CPU,
     EXTRACTOR,

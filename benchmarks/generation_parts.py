@@ -22,7 +22,7 @@ from diffinf.evaluate.fidelity import frechet_distance
 from diffinf.evaluate.rca import relative_classification_accuracy
 from diffinf.evaluate.separability import identity_separability
 from diffinf.features.persons import PersonEmbedder, train_identity
-from diffinf.run import atomic_path, load_tensors, save_tensors
+from diffinf.files import atomic_path, load_tensors, save_tensors
 from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine
 from repair_measures import READABLE, r_squared
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.write import sample_dataset
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.diffusion.familiarity import moments, unlike_pictures, unlike_set
-from fer_noise import hardware, shareable
+from fer_noise import made_by
 
 WEIGHTS = Path(diffinf.__file__).parent / "weights" / "rendered"
 SIZE = 64
@@ -121,10 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     Console().print(table)
     if given.out:
         report = {
-            "command": shlex.join(["python", "benchmarks/other_data.py", *shareable(arguments)]),
+            **made_by("other_data.py", arguments, "cpu"),
             "version": diffinf.__version__,
-            "date": date.today().isoformat(),
-            "hardware": hardware("cpu"),
             "seed": 0,
             "told": results,
         }

@@ -73,10 +73,7 @@ def main() -> None:
         preset="cpu",
         seed=0,
         data={"id": "id", "split": "split", "identity": "identity"},
-        autoencoder={
-            "steps": 3000,
-            "prior_steps": 0,
-        },  # the prior is trained on the weights as they are written
+        autoencoder={"steps": 3000, "prior_steps": 0},  # the prior is trained on the weights as written
     )
     if not arguments.prior_only:
         shutil.rmtree(TARGET, ignore_errors=True)

@@ -12,7 +12,6 @@ OUT/report.json.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -22,9 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from diffinf.errors import UserError
+from diffinf.files import atomic_path, read_json, stage_key, write_json
 from diffinf.pipeline import execute
-from diffinf.run import Run, atomic_path, read_json, stage_key, write_json
-from fer_noise import hardware, shareable
+from diffinf.run import Run
+from fer_noise import made_by, shareable
 from repair_parts import ablation, editors, steps
 from repair_quality import noise_free, quality
 from repair_run import dataset, settings
@@ -104,9 +104,7 @@ def report(
     """What a figure needs to be believed, and the figures."""
     summary = read_json(run.summary)
     return {
-        "command": shlex.join(["python", "benchmarks/repair.py", *shareable(arguments)]),
-        "date": date.today().isoformat(),
-        "hardware": hardware(summary.get("device", "cpu")),
+        **made_by("repair.py", arguments, summary.get("device", "cpu")),
         "versions": summary.get("versions"),
         "data": data,
         "seed": summary.get("seed"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffinf.classify.crossfit import fold_assignment, out_of_fold_logits
 from diffinf.classify.model import create_classifier, load_classifier, predict, save_classifier, to_input
 from diffinf.evaluate.realism import matched_rows, relative_realism
-from diffinf.run import load_tensors, read_json, read_table, stage_key, write_json
+from diffinf.files import load_tensors, read_json, read_table, stage_key, write_json
 from diffinf.stages.measure import fit_oracle
 from diffinf.stages.workspace import Workspace
 from diffinf.training.loop import batch_indices, fit, step_seed, warmup_cosine

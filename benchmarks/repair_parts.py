@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diffinf.errors import UserError
 from diffinf.features.distil import IdentityHead
+from diffinf.files import load_tensors, read_json
 from diffinf.repair.editors import EDITORS
 from diffinf.repair.surrogate import Surrogate
-from diffinf.run import load_tensors, read_json
 from diffinf.stages.repairing import Repair
 from repair_judges import ORACLES
 from repair_measures import paired, psnr

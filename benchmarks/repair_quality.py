@@ -18,8 +18,8 @@ from diffinf.evaluate.conversion import conversion
 from diffinf.features.calibration import calibrate, sample_rows
 from diffinf.features.dlib_faces import DlibFaces
 from diffinf.features.interface import similarity
+from diffinf.files import atomic_path, read_json
 from diffinf.repair.policy import LABEL_FITS
-from diffinf.run import atomic_path, read_json
 from diffinf.stages.refining import spared
 from repair_judges import ORACLES, FactorReader
 from repair_measures import (

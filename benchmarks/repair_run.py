@@ -11,7 +11,7 @@ from diffinf.config import RunConfig, make_config
 from diffinf.data.rendered.factors import FACTORS, FaceFactors
 from diffinf.data.rendered.write import FILE_NAME, render_dataset
 from diffinf.demo import RENDERED_REPAIR
-from diffinf.run import file_sha256
+from diffinf.files import file_sha256
 from diffinf.stages.workspace import Workspace, default_preset
 from fer_data import prepare
 

@@ -21,11 +21,12 @@ from diffinf.data.dataset import open_dataset
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
 from diffinf.evaluate.conversion import conversion
+from diffinf.files import load_tensors, read_json, read_table
 from diffinf.repair.attempts import edit_batch
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import Gate, load_gate
-from diffinf.run import Run, load_tensors, read_json, read_table
+from diffinf.run import Run
 from diffinf.stages.workspace import Workspace
 from repair_judges import ORACLES, Oracle
 from repair_measures import Bools, Floats, Ints, chosen, in_half, mean_or_none, share

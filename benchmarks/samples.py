@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,7 @@ from diffinf.evaluate.fidelity import (
     frechet_distance,
     precision_recall_density_coverage,
 )
-from fer_noise import hardware, shareable
+from fer_noise import made_by
 
 WEIGHTS = Path(diffinf.__file__).parent / "weights" / "rendered"
 ORACLE = "the penultimate layer of a small_cnn trained on the true labels of the training split"
@@ -142,10 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
     big = [interpolate(x, scale_factor=2.0, mode="nearest") for x in sheets]
     save_image(torch.cat(big), given.out / "samples.png", nrow=16, padding=4)
     report = {
-        "command": shlex.join(["python", "benchmarks/samples.py", *shareable(arguments)]),
+        **made_by("samples.py", arguments, "cpu"),
         "version": diffinf.__version__,
-        "date": date.today().isoformat(),
-        "hardware": hardware("cpu"),
         "seed": 0,
         "n_reference": half,
         "class_names": list(dataset.class_names),

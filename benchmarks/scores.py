@@ -25,6 +25,7 @@ from sklearn.metrics import average_precision_score
 from diffinf.classify.crossfit import load_crossfit
 from diffinf.classify.train import load_dynamics
 from diffinf.data.rendered.write import render_dataset
+from diffinf.files import read_class_names, read_json, read_table, write_json
 from diffinf.influence.noise import (
     class_noise_rates,
     confident_joint,
@@ -35,7 +36,7 @@ from diffinf.influence.noise import (
 )
 from diffinf.influence.rivals import margin, self_confidence
 from diffinf.pipeline import repair_dataset
-from diffinf.run import Run, read_class_names, read_json, read_table, write_json
+from diffinf.run import Run
 from diffinf.stages.scores import RIVALS
 from fer_data import prepare
 from fer_noise import hardware

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffinf.data.rendered import write_contact_sheet
 from diffinf.errors import UserError
-from diffinf.run import Run, atomic_path, load_tensors, read_json, read_table
+from diffinf.files import atomic_path, load_tensors, read_json, read_table
+from diffinf.run import Run
 
 FIGURES = Path(__file__).parent / "figures"
 _COLUMNS = 4

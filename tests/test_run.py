@@ -15,8 +15,7 @@ import torch
 from diffinf import run as run_module
 from diffinf.config import make_config
 from diffinf.errors import UserError
-from diffinf.run import (
-    Run,
+from diffinf.files import (
     atomic_path,
     load_tensors,
     read_class_names,
@@ -27,6 +26,7 @@ from diffinf.run import (
     write_json,
     write_table,
 )
+from diffinf.run import Run
 
 
 def new_run(path: Path, fingerprint: str = "f" * 64, **options: bool) -> Run:

@@ -15,7 +15,8 @@ from diffinf.config import RunConfig, make_config
 from diffinf.data.cache import DecodeCache
 from diffinf.data.dataset import open_dataset
 from diffinf.errors import UserError
-from diffinf.run import Run, load_tensors, read_json, read_table, save_tensors
+from diffinf.files import load_tensors, read_json, read_table, save_tensors
+from diffinf.run import Run
 from diffinf.stages.refining import refine
 from diffinf.stages.summary import write_summary
 from diffinf.targets import execute_targets

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from diffinf.diffusion.interface import Autoencoder
 
 _TIMED_STEPS = 6
-_TIMED_SECONDS, _MOST_STEPS = (
-    0.5,
-    100,
-)  # fast steps are timed this long: few of them say little on a busy machine
+# Fast steps are timed this long: few of them say little on a busy machine.
+_TIMED_SECONDS, _MOST_STEPS = 0.5, 100
 _UNWATCHED: dict[str, Any] = {"validation_share": 0.0, "sheets": 0, "tracker": "none"}  # counted apart
 _FORWARD_SHARE = 1 / 3  # of a training step: the backward pass costs about two forward ones
 _TIMED_DIFFUSION_STEPS = 2  # of an imported network on a CPU, where one takes a second an image

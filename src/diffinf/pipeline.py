@@ -27,14 +27,10 @@ from diffinf.data.readers.remote import located
 from diffinf.data.writers import check_output
 from diffinf.diffusion.invert import default_scheduler, most_steps
 from diffinf.errors import UserError
-from diffinf.files import content_sha256
+from diffinf.files import content_sha256, save_tensors, stage_key
 from diffinf.influence.self_influence import self_influence
 from diffinf.repair.edit import check_noise_levels
-from diffinf.run import (
-    Run,
-    save_tensors,
-    stage_key,
-)
+from diffinf.run import Run
 from diffinf.stages.autoencoding import train_autoencoder, train_together
 from diffinf.stages.comparing import check_comparison, compare_run, data_arms, say_what_goes
 from diffinf.stages.identifying import identity_provider

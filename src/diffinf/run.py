@@ -18,44 +18,13 @@ from typing import Any
 from diffinf.config import RunConfig
 from diffinf.errors import UserError
 from diffinf.files import (
-    CLASS_NAMES,
-    atomic_path,
-    file_sha256,
-    files_sha256,
-    load_tensors,
     make_directory,
-    read_class_names,
     read_json,
-    read_table,
     remove,
-    save_tensors,
-    stage_key,
     write_json,
-    write_table,
     write_text,
     writing,
 )
-
-# What reads and writes the files of a run is known here too: whoever works on a run takes both.
-__all__ = [
-    "CLASS_NAMES",
-    "GROUP",
-    "Run",
-    "atomic_path",
-    "file_sha256",
-    "files_sha256",
-    "load_tensors",
-    "make_directory",
-    "read_class_names",
-    "read_json",
-    "read_table",
-    "save_tensors",
-    "stage_key",
-    "write_json",
-    "write_table",
-    "write_text",
-    "writing",
-]
 
 GROUP = "group_"  # before the names of the columns of dataset.parquet that results are broken down by
 _FORMAT = 1

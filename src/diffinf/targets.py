@@ -22,10 +22,7 @@ from diffinf.data.readers import attribute_names, read_records
 from diffinf.data.readers.remote import is_url
 from diffinf.data.writers import check_output
 from diffinf.errors import UserError
-from diffinf.pipeline import default_directory, execute
-from diffinf.report import write_index
-from diffinf.run import (
-    Run,
+from diffinf.files import (
     make_directory,
     read_class_names,
     read_json,
@@ -34,6 +31,9 @@ from diffinf.run import (
     write_table,
     writing,
 )
+from diffinf.pipeline import default_directory, execute
+from diffinf.report import write_index
+from diffinf.run import Run
 
 ALL = "all"
 FOLDER = "targets"  # of the runs, in the directory

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from diffinf.run import save_tensors, write_json
+from diffinf.files import save_tensors, write_json
 
 CLASSES = 5
 

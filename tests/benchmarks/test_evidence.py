@@ -23,7 +23,8 @@ from diffinf.data.rendered.tasks import CLASS_NAMES, class_names, true_labels
 from diffinf.data.rendered.write import render_dataset
 from diffinf.errors import UserError
 from diffinf.evaluate.gain import editing_gap_closed, paired_difference
-from diffinf.run import Run, read_json, read_table, save_tensors, write_table
+from diffinf.files import read_json, read_table, save_tensors, write_table
+from diffinf.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import evidence

@@ -22,7 +22,8 @@ from PIL import Image
 
 from diffinf.config import DataConfig, make_config
 from diffinf.data.dataset import open_dataset
-from diffinf.run import Run, save_tensors, write_json, write_table
+from diffinf.files import save_tensors, write_json, write_table
+from diffinf.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fer_data

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
-from diffinf.run import make_directory
+from diffinf.files import make_directory
 from diffusion.tiny_autoencoder import make_autoencoder, pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -14,7 +14,7 @@ from diffinf.compare import runner
 from diffinf.compare.runner import run_arms
 from diffinf.config import ClassifierConfig, CompareConfig
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_class_names, read_json, read_table
+from diffinf.files import load_tensors, read_class_names, read_json, read_table
 from diffinf.training.loop import DivergedError
 
 SPEC = ClassifierSpec("small_cnn", num_classes=2, in_channels=1, image_size=32, class_names=("top", "bottom"))

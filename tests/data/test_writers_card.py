@@ -34,7 +34,8 @@ from diffinf.data import FaceDataset, export, open_dataset, sample_columns, writ
 from diffinf.data.export import export_imagefolder, export_parquet
 from diffinf.data.readers import embedded
 from diffinf.errors import UserError
-from diffinf.run import Run, read_class_names, read_table, write_table
+from diffinf.files import read_class_names, read_table, write_table
+from diffinf.run import Run
 
 
 @pytest.fixture

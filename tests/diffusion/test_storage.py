@@ -21,7 +21,7 @@ from diffinf.diffusion.prior import LatentPrior
 from diffinf.diffusion.spec import AutoencoderSpec
 from diffinf.diffusion.storage import AUTOENCODER
 from diffinf.errors import UserError
-from diffinf.run import file_sha256
+from diffinf.files import file_sha256
 from diffusion.schedulers import ddim
 from diffusion.tiny_autoencoder import make_autoencoder, pictures
 

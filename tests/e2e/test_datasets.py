@@ -13,7 +13,8 @@ import pytest
 from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import FaceDataset, open_dataset
-from diffinf.run import Run, read_table
+from diffinf.files import read_table
+from diffinf.run import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from miniatures import make_celeba, make_table, make_utkface

@@ -18,7 +18,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from diffinf.run import Run, read_class_names, read_table
+from diffinf.files import read_class_names, read_table
+from diffinf.run import Run
 
 pytestmark = pytest.mark.slow
 

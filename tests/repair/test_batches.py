@@ -14,13 +14,13 @@ from diffinf.classify.model import ClassifierSpec, create_classifier, save_class
 from diffinf.config import RepairConfig
 from diffinf.diffusion.autoencoder import DiffusionAutoencoder
 from diffinf.errors import UserError
+from diffinf.files import write_json
 from diffinf.repair import batches
 from diffinf.repair.attempts import REASONS
 from diffinf.repair.batches import run_batches
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
 from diffinf.repair.gate import Verdict, load_gate
-from diffinf.run import write_json
 from diffusion.tiny_autoencoder import pictures
 
 CPU = torch.device("cpu")

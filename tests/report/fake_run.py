@@ -11,7 +11,7 @@ import torch
 from diffinf.evaluate.conversion import conversion
 from diffinf.evaluate.detection import detection
 from diffinf.evaluate.gain import arm_interval, balanced_accuracy
-from diffinf.run import save_tensors, write_json, write_table, write_text
+from diffinf.files import save_tensors, write_json, write_table, write_text
 
 ARMS = ("baseline", "filter", "relabel", "resample", "diffinf")
 DETECTION = ("average_precision", "base_rate", "precision_at_flagged", "n")

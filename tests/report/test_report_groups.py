@@ -4,9 +4,10 @@ import pytest
 from fake_run import ARMS, CLASSES, make_run
 from test_report_page import page, plain, section
 
+from diffinf.files import load_tensors, read_json, read_table, save_tensors, write_json, write_table
 from diffinf.report import plots
 from diffinf.report.groups import warning
-from diffinf.run import Run, load_tensors, read_json, read_table, save_tensors, write_json, write_table
+from diffinf.run import Run
 from diffinf.stages import summary
 from diffinf.stages.summary import write_summary
 

@@ -11,10 +11,10 @@ import yaml
 from fake_run import make_run
 from test_report_page import page, plain, section
 
+from diffinf.files import read_json, read_table, write_json, write_table
 from diffinf.report import plots
 from diffinf.report.files import read_run
 from diffinf.report.identity import identity
-from diffinf.run import read_json, read_table, write_json, write_table
 
 
 @pytest.fixture(autouse=True)

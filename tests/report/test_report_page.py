@@ -9,8 +9,8 @@ import torch
 from fake_run import CLASSES, make_run
 
 from diffinf.errors import UserError
+from diffinf.files import read_json, read_table, save_tensors, write_table, write_text
 from diffinf.report import plots, write_report
-from diffinf.run import read_json, read_table, save_tensors, write_table, write_text
 
 
 @pytest.fixture(scope="module")

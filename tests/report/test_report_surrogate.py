@@ -9,8 +9,8 @@ import pytest
 from fake_run import make_run
 from test_report_page import page, plain, section
 
+from diffinf.files import read_json, write_json
 from diffinf.report import plots
-from diffinf.run import read_json, write_json
 
 
 @pytest.fixture(autouse=True)

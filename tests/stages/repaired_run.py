@@ -10,7 +10,8 @@ import torch
 
 from diffinf.config import DataConfig, RunConfig
 from diffinf.data import FaceDataset, open_dataset
-from diffinf.run import Run, save_tensors, write_json, write_table
+from diffinf.files import save_tensors, write_json, write_table
+from diffinf.run import Run
 from diffinf.stages.tables import write_dataset_tables
 from diffinf.stages.workspace import Workspace
 

@@ -16,7 +16,8 @@ from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
 from diffinf.errors import UserError
-from diffinf.run import Run, load_tensors, read_table, save_tensors, write_table
+from diffinf.files import load_tensors, read_table, save_tensors, write_table
+from diffinf.run import Run
 from diffinf.stages import comparing
 from diffinf.stages.comparing import check_comparison, compare_run
 from diffinf.stages.refining import refine

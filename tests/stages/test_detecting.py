@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffinf.cli import main
 from diffinf.errors import UserError
-from diffinf.run import write_table
+from diffinf.files import write_table
 from diffinf.stages.detecting import detect
 
 N = 60

@@ -18,7 +18,8 @@ from diffinf.cli import main
 from diffinf.config import RunConfig
 from diffinf.data.images import square
 from diffinf.errors import UserError
-from diffinf.run import Run, write_table
+from diffinf.files import write_table
+from diffinf.run import Run
 from diffinf.stages.editing import ATTRIBUTE_HEAD, CLASSIFIER, edit_images
 from diffinf.stages.strips import draw_strip, write_strip
 from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures

@@ -15,8 +15,8 @@ from torch import Tensor
 from diffinf.classify.model import ClassifierSpec
 from diffinf.config import ClassifierConfig, CompareConfig, RepairConfig
 from diffinf.errors import UserError
+from diffinf.files import read_json, write_json
 from diffinf.repair import batches
-from diffinf.run import read_json, write_json
 from diffinf.stages import identifying
 from diffinf.stages.identifying import IDENTITY_SIZE, IdentityJudge, identity_provider, judge_identity
 

@@ -15,9 +15,9 @@ from diffinf.classify.train import load_checkpoints
 from diffinf.config import RunConfig, make_config
 from diffinf.data.dataset import open_dataset
 from diffinf.errors import UserError
+from diffinf.files import load_tensors, read_json, read_table
 from diffinf.influence.self_influence import self_influence
 from diffinf.pipeline import execute
-from diffinf.run import load_tensors, read_json, read_table
 from diffinf.stages.workspace import Workspace
 
 TINY = {"steps": 6, "batch_size": 8, "checkpoints": 2, "folds": 2}

@@ -16,7 +16,7 @@ from data.miniatures import make_folders, make_huggingface
 from diffinf.config import DataConfig
 from diffinf.data import open_dataset
 from diffinf.data.export import refined_dataset
-from diffinf.run import read_table, write_text
+from diffinf.files import read_table, write_text
 from diffinf.stages.refining import decisions, png_bytes, refine, spared
 from diffinf.stages.summary import write_results, write_summary
 from stages.repaired_run import DOUBTED, EDITED, TRUSTED, make_run

@@ -16,8 +16,8 @@ from data.miniatures import make_huggingface
 from diffinf import pipeline
 from diffinf.classify.crossfit import CrossFit
 from diffinf.config import DataConfig, RunConfig
+from diffinf.files import save_tensors, write_text
 from diffinf.influence.noise import class_shares
-from diffinf.run import save_tensors, write_text
 from diffinf.stages import repairing
 from diffinf.stages.repairing import Repair
 from diffinf.stages.workspace import Workspace

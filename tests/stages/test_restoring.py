@@ -15,7 +15,8 @@ from diffinf.cli import main
 from diffinf.config import DataConfig
 from diffinf.data import FaceDataset, open_dataset
 from diffinf.errors import UserError
-from diffinf.run import Run, read_json, read_table, write_json, write_table
+from diffinf.files import read_json, read_table, write_json, write_table
+from diffinf.run import Run
 from diffinf.stages import refining
 from diffinf.stages.refining import refine
 from diffinf.stages.restoring import restore_originals

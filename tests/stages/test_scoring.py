@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from diffinf.config import RunConfig
-from diffinf.run import Run, read_json, read_table, save_tensors
+from diffinf.files import read_json, read_table, save_tensors
+from diffinf.run import Run
 from diffinf.stages.scoring import score_run
 
 N, CLASSES = 40, ("happy", "sad")

@@ -20,7 +20,7 @@ from diffinf.classify.train import train_classifier, training_key
 from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.config import ClassifierConfig
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, make_directory, read_json, save_tensors, write_json, writing
+from diffinf.files import load_tensors, make_directory, read_json, save_tensors, write_json, writing
 from diffinf.training.loop import worker_count
 
 _SLICE = 4096  # images copied out of the shared memory at once

@@ -12,7 +12,7 @@ from diffinf.classify.methods import LABELS_ONLY, MethodSpec
 from diffinf.classify.model import ClassifierSpec
 from diffinf.config import ClassifierConfig
 from diffinf.errors import UserError
-from diffinf.run import stage_key
+from diffinf.files import stage_key
 
 
 def image_digest(images: Tensor, rows: Tensor) -> str:

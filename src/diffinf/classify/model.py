@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_json, save_tensors, write_json
+from diffinf.files import load_tensors, read_json, save_tensors, write_json
 from diffinf.training.loop import seeded
 
 FORMAT_VERSION = 1

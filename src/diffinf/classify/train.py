@@ -24,7 +24,7 @@ from diffinf.classify.model import (
     to_input,
 )
 from diffinf.config import ClassifierConfig
-from diffinf.run import load_tensors, make_directory, read_json, save_tensors, write_json
+from diffinf.files import load_tensors, make_directory, read_json, save_tensors, write_json
 from diffinf.training.loop import DivergedError, batch_indices, fit, step_generator
 
 __all__ = [

@@ -26,7 +26,7 @@ from diffinf.cli.app import (
     app,
     say_loading,
 )
-from diffinf.cli.settings import data_settings, given, is_run, run_settings
+from diffinf.cli.settings import data_settings, given, run_settings
 
 
 @app.command()
@@ -77,9 +77,7 @@ def crop(
         icc=icc,
         limit=limit,
     )
-    config = run_settings(
-        dataset, {"data": given(data)}, None, set_ or [], None if is_run(dataset) else "cpu", False
-    )
+    config = run_settings(dataset, {"data": given(data)}, None, set_ or [], None, False, otherwise="cpu")
     from diffinf.data import open_dataset
 
     opened = open_dataset(config.dataset, config.data, seed=config.seed)

@@ -30,7 +30,7 @@ from diffinf.cli.app import (
     Votes,
     app,
 )
-from diffinf.cli.settings import data_settings, given, is_run, run_settings
+from diffinf.cli.settings import data_settings, given, run_settings
 
 _LISTED = 10  # rows of a table for people; --json and inspect.json have all
 _COUNTED = 50  # classes, or values of a group
@@ -83,7 +83,7 @@ def inspect_(
         limit=limit,
     )
     values = {"data": given(data)}
-    config = run_settings(dataset, values, None, set_ or [], None if is_run(dataset) else "cpu", False)
+    config = run_settings(dataset, values, None, set_ or [], None, False, otherwise="cpu")
     from diffinf.data import open_dataset
     from diffinf.data.inspect import inspect_dataset
 

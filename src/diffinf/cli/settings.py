@@ -44,7 +44,7 @@ def own_classifier(text: str) -> dict[str, str]:
     """Read NAME:FILE.safetensors or a folder into the classifier's settings."""
     folder = Path(text)
     if folder.is_dir():
-        from diffinf.run import read_json
+        from diffinf.files import read_json
 
         found = read_json(folder / "config.json")
         if not isinstance(found, dict) or not isinstance(found.get("name"), str):
@@ -76,8 +76,12 @@ def run_settings(
     overrides: list[str],
     preset: str | None,
     from_scratch: bool,
+    otherwise: str | None = None,
 ) -> Any:
-    """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given."""
+    """Put together the settings of the run, if `dataset` is one, or of the preset, and what was given.
+
+    A dataset without `preset` takes the preset `otherwise`; None: gpu where there is one, else cpu.
+    """
     from diffinf.config import apply_overrides, build, check_preset, make_config, merge
     from diffinf.data.readers.remote import is_url, located
     from diffinf.run import Run
@@ -92,8 +96,9 @@ def run_settings(
         return apply_overrides(build(type(config), merged, "options"), overrides)
     if not is_url(dataset) and not Path(dataset).exists():
         raise UserError(f"{dataset}: no such file or directory; expected a dataset, or a run")
-    if preset is not None:
-        chosen = check_preset(preset, "--preset")
+    named = otherwise if preset is None else preset
+    if named is not None:
+        chosen = check_preset(named, "--preset")
     else:
         say_loading()
         from diffinf.stages.workspace import (

@@ -8,7 +8,7 @@ from typing import Any
 
 def show(run: Any, as_json: bool) -> None:
     """Print what a run has so far: its summary as JSON, or the arms' table, warnings and the paths."""
-    from diffinf.run import read_json
+    from diffinf.files import read_json
 
     summary = read_json(run.summary)
     if as_json:
@@ -64,7 +64,7 @@ def show(run: Any, as_json: bool) -> None:
 
 def show_targets(path: Any, as_json: bool) -> None:
     """Print what came out for several attributes: their summary as JSON, or a table and the path."""
-    from diffinf.run import read_json
+    from diffinf.files import read_json
 
     summary = read_json(path / "summary.json")
     if as_json:

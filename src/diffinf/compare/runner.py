@@ -23,8 +23,7 @@ from diffinf.classify.workers import Job, Report, run_jobs
 from diffinf.compare.arms import Material, TrainingSet, training_method, training_set
 from diffinf.config import KNOBS, ClassifierConfig, CompareConfig
 from diffinf.evaluate.gain import balanced_accuracy, macro_f1, mean_absolute_error
-from diffinf.progress import note
-from diffinf.run import (
+from diffinf.files import (
     load_tensors,
     make_directory,
     read_json,
@@ -33,6 +32,7 @@ from diffinf.run import (
     write_json,
     write_table,
 )
+from diffinf.progress import note
 from diffinf.training.loop import DivergedError, worker_count
 
 _SCHEMA = pa.schema(

@@ -23,8 +23,8 @@ from PIL import features
 
 from diffinf.data.images import fast_jpeg, in_threads
 from diffinf.errors import UserError
+from diffinf.files import atomic_path, stage_key
 from diffinf.progress import note
-from diffinf.run import atomic_path, stage_key
 
 if TYPE_CHECKING:
     from diffinf.config import DataConfig

@@ -21,8 +21,8 @@ from diffinf.data.readers.formats import SUFFIXES as TABLES
 from diffinf.data.readers.remote import is_url
 from diffinf.data.sample_columns import SampleColumns
 from diffinf.errors import UserError
+from diffinf.files import atomic_path, make_directory, read_table, writing
 from diffinf.progress import progress_bar
-from diffinf.run import atomic_path, make_directory, read_table, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +72,7 @@ def cleanlab_issues(run: Run) -> pa.Table:
     """
     import pyarrow as pa
 
-    from diffinf.run import read_class_names
+    from diffinf.files import read_class_names
 
     scores = read_table(run.scores).sort_by("id")
     codes = {name: code for code, name in enumerate(read_class_names(scores))}

@@ -21,7 +21,7 @@ from diffinf.data.readers.base import Edits, Records, relative_inside, resolve_i
 from diffinf.data.readers.folders import moved_name
 from diffinf.data.table_writer import TableEdits, write_table_file
 from diffinf.errors import UserError
-from diffinf.run import make_directory, write_table, writing
+from diffinf.files import make_directory, write_table, writing
 
 
 def write_refined(

@@ -24,7 +24,7 @@ from diffinf.diffusion.invert import INVERSES
 from diffinf.diffusion.networks import CodeStatistics, Denoiser, Guide, SemanticEncoder
 from diffinf.diffusion.prior import LatentPrior
 from diffinf.errors import UserError
-from diffinf.run import file_sha256, load_tensors, save_tensors, write_json, write_text
+from diffinf.files import file_sha256, load_tensors, save_tensors, write_json, write_text
 
 FORMAT_VERSION = 2
 DESCRIPTION, INDEX, CONFIG = "autoencoder.json", "model_index.json", "config.json"

@@ -20,7 +20,7 @@ from diffinf.diffusion.monitor import Monitor
 from diffinf.diffusion.objective import Material, Objective, Views, draw_batch
 from diffinf.diffusion.prior import PRIOR_CHECKPOINT, train_prior
 from diffinf.diffusion.spec import AutoencoderSpec
-from diffinf.run import write_json
+from diffinf.files import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, seeded, step_generator, step_seed, warmup_cosine

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from diffinf.errors import UserError
+from diffinf.files import atomic_path, write_table
 from diffinf.generate.contexts import NO_CONTEXT, NegativeChoice, choose_negative_contexts, perturbed_contexts
 from diffinf.generate.identity import IdentityGuidance
 from diffinf.generate.model import ContextGenerator
 from diffinf.generate.sample import Sampling, image_seed, sample_images
 from diffinf.progress import progress_bar
-from diffinf.run import atomic_path, write_table
 from diffinf.training.loop import step_seed
 
 IMAGES, TABLE = "images", "samples.parquet"

@@ -15,10 +15,10 @@ from diffinf.config import GeneratorConfig
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT, fit_first_stage
 from diffinf.diffusion.objective import noised
 from diffinf.errors import UserError
+from diffinf.files import write_json
 from diffinf.generate.contexts import unit_contexts
 from diffinf.generate.model import ContextDenoiser, ContextGenerator, create_generator
 from diffinf.generate.monitor import GeneratorMonitor
-from diffinf.run import write_json
 from diffinf.training.acceleration import Acceleration
 from diffinf.training.ema import averaged
 from diffinf.training.loop import batch_indices, fit, seeded, step_generator, warmup_cosine

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffinf.errors import UserError
-from diffinf.run import atomic_path, read_json, write_json
+from diffinf.files import atomic_path, read_json, write_json
 
 Values = npt.NDArray[np.float64]
 _MANIFEST = "manifest.json"

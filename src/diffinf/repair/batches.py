@@ -18,11 +18,11 @@ from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.features.codes import CodeEmbedder
 from diffinf.features.interface import similarity
+from diffinf.files import load_tensors, save_tensors
 from diffinf.repair.attempts import edit_batch
 from diffinf.repair.edit import take_apart
 from diffinf.repair.editors import Inverted, Wish
 from diffinf.repair.gate import Gate, identity_embedder, load_gate
-from diffinf.run import load_tensors, save_tensors
 from diffinf.training.loop import worker_count
 
 

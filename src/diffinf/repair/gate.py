@@ -18,8 +18,8 @@ from diffinf.config import RepairConfig
 from diffinf.features.dlib_faces import DlibFaces
 from diffinf.features.interface import IdentityEmbedder, similarity
 from diffinf.features.persons import PersonEmbedder
+from diffinf.files import read_json
 from diffinf.influence.ghost import Scope, squared_gradient_norms
-from diffinf.run import read_json
 
 PASSED = ""
 Apply = Callable[[nn.Module, Tensor], Tensor]

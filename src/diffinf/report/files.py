@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from diffinf.errors import UserError
-from diffinf.run import read_class_names, read_json, read_table
+from diffinf.files import read_class_names, read_json, read_table
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffinf.files import read_json, write_text
 from diffinf.report.page import environment
-from diffinf.run import read_json, write_text
 
 
 def write_index(directory: Path) -> Path:

@@ -7,12 +7,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from diffinf.files import write_text
 from diffinf.report import faces, figures, words
 from diffinf.report.files import RunFiles, read_run
 from diffinf.report.groups import groups
 from diffinf.report.identity import identity
 from diffinf.report.surrogate import surrogate
-from diffinf.run import write_text
 
 
 def write_report(run_dir: Path) -> Path:

@@ -18,9 +18,9 @@ from diffinf.config import RunConfig, split_arm
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.readers import SPLITS
 from diffinf.errors import UserError
+from diffinf.files import load_tensors, read_table, write_json
 from diffinf.influence.rivals import cleanlab_issues
 from diffinf.progress import note
-from diffinf.run import load_tensors, read_table, write_json
 from diffinf.stages.oracle import image_digests
 from diffinf.stages.refining import decisions
 from diffinf.stages.scores import name_some

@@ -9,7 +9,7 @@ from diffinf.config import DataConfig
 from diffinf.data import FaceDataset, open_dataset
 from diffinf.data.inspect.sheet import picture_sheet, tiles_of
 from diffinf.errors import UserError
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 from diffinf.stages.measuring import Fidelity
 
 _SHOWN = 40  # pairs

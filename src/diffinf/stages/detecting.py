@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from diffinf.errors import UserError
 from diffinf.evaluate.detection import Detection, detection
+from diffinf.files import atomic_path, read_class_names, read_table, write_json
 from diffinf.influence.flag import flag
 from diffinf.report.curves import draw_curves
-from diffinf.run import Run, atomic_path, read_class_names, read_table, write_json
+from diffinf.run import Run
 from diffinf.stages.scores import RIVALS
 
 Bools = npt.NDArray[np.bool_]

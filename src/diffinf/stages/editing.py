@@ -20,10 +20,11 @@ from diffinf.diffusion.diffae.autoencoder import DiffAE
 from diffinf.diffusion.familiarity import unlike_pictures
 from diffinf.diffusion.interface import Autoencoder, load_autoencoder
 from diffinf.errors import UserError
+from diffinf.files import read_table
 from diffinf.repair.edit import check_noise_levels, decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
 from diffinf.repair.objective import CodePrior, optimise_codes
-from diffinf.run import Run, read_table
+from diffinf.run import Run
 from diffinf.stages.predicting import read_picture
 from diffinf.stages.workspace import resolve_device
 

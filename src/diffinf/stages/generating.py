@@ -26,6 +26,7 @@ from diffinf.data.writers import check_output
 from diffinf.diffusion.kl import FIRST_STAGE_CHECKPOINT
 from diffinf.errors import UserError
 from diffinf.features.persons import train_identity
+from diffinf.files import file_sha256, make_directory, read_json, stage_key, write_json
 from diffinf.generate.contexts import identity_contexts, random_contexts, unit_contexts
 from diffinf.generate.folder import TABLE, choose_negatives, write_generated, write_samples_table
 from diffinf.generate.identity import IdentityGuidance
@@ -33,7 +34,6 @@ from diffinf.generate.model import LAYOUT, ContextGenerator
 from diffinf.generate.sample import Sampling, make_scheduler
 from diffinf.generate.train import CHECKPOINT, train_generator
 from diffinf.progress import note, silenced
-from diffinf.run import file_sha256, make_directory, read_json, stage_key, write_json
 from diffinf.stages.contexts import EMBEDDER, load_embedder, persons_of, read_embeddings, read_order
 from diffinf.stages.team import Team
 from diffinf.stages.workspace import resolve_device

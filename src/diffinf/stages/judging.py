@@ -16,9 +16,9 @@ from diffinf.data import FaceDataset, check_output, open_dataset
 from diffinf.data.inspect.sheet import Tile, picture_sheet, tiles_of
 from diffinf.errors import UserError
 from diffinf.evaluate.rca import RelativeClassificationAccuracy, relative_classification_accuracy
+from diffinf.files import atomic_path, make_directory, write_json
 from diffinf.generate.folder import TABLE
 from diffinf.report.confusions import MatrixPair, draw_confusions
-from diffinf.run import atomic_path, make_directory, write_json
 from diffinf.stages.oracle import Lesson, Oracle, digests_of, load_oracle, make_lesson, train_oracle
 from diffinf.stages.workspace import Ints, resolve_device
 

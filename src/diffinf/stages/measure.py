@@ -14,7 +14,7 @@ from torch import Tensor
 from diffinf.classify.crossfit import CrossFit, cross_fit, out_of_fold_logits
 from diffinf.evaluate.conversion import conversion
 from diffinf.evaluate.detection import detection
-from diffinf.run import load_tensors, read_json, read_table, write_json, write_table
+from diffinf.files import load_tensors, read_json, read_table, write_json, write_table
 from diffinf.stages.scores import RIVALS
 from diffinf.stages.workspace import Ints, Workspace
 

@@ -23,7 +23,7 @@ from diffinf.evaluate.fidelity import (
     precision_recall_density_coverage,
 )
 from diffinf.evaluate.separability import IdentitySeparability, identity_separability
-from diffinf.run import read_table
+from diffinf.files import read_table
 
 Array = npt.NDArray[Any]
 

@@ -16,8 +16,8 @@ from diffinf.classify.train import train_classifier
 from diffinf.config import ClassifierConfig
 from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
+from diffinf.files import file_sha256, read_json, write_json
 from diffinf.progress import progress_bar
-from diffinf.run import file_sha256, read_json, write_json
 from diffinf.stages.workspace import Ints
 
 RECORD = "oracle.json"  # beside the model: digests of the images that it was trained on

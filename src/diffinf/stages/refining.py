@@ -19,8 +19,9 @@ from diffinf.config import Policy
 from diffinf.data.card import MADE_BY
 from diffinf.data.dataset import FaceDataset
 from diffinf.data.writers import write_refined
+from diffinf.files import load_tensors, read_json, read_table, stage_key, write_table
 from diffinf.repair.policy import LABEL_FITS, decide
-from diffinf.run import Run, load_tensors, read_json, read_table, stage_key, write_table
+from diffinf.run import Run
 
 RESTORED = "restored"  # the reason of a sample whose original was asked back
 REFINED = ("edits.parquet", "refined", "refined.provenance.parquet")

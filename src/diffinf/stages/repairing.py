@@ -19,6 +19,7 @@ from diffinf.classify.model import to_input
 from diffinf.config import RepairConfig
 from diffinf.diffusion.interface import load_autoencoder
 from diffinf.features.distil import IdentityHead
+from diffinf.files import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.influence.self_influence import self_influence
 from diffinf.influence.shards import Ranks
 from diffinf.repair.attempts import REASONS
@@ -27,7 +28,6 @@ from diffinf.repair.edit import check_noise_levels
 from diffinf.repair.gate import influence_limits
 from diffinf.repair.objective import CodePrior, MovedCodes, optimise_codes
 from diffinf.repair.surrogate import Surrogate, train_surrogate
-from diffinf.run import files_sha256, make_directory, read_table, save_tensors, write_json, write_table
 from diffinf.stages.identifying import IdentityJudge, judge_identity
 from diffinf.stages.workspace import Workspace
 

@@ -8,7 +8,8 @@ from typing import Any
 from diffinf.data.cache import open_cache
 from diffinf.data.dataset import FaceDataset, open_dataset
 from diffinf.errors import UserError
-from diffinf.run import Run, read_table, write_json
+from diffinf.files import read_table, write_json
+from diffinf.run import Run
 from diffinf.stages.refining import RESTORED, decisions, refine, restored_ids
 from diffinf.stages.summary import REASONS, arms_stale, write_results
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from diffinf.errors import UserError
-from diffinf.run import read_table
+from diffinf.files import read_table
 
 RIVALS = (
     "loss",

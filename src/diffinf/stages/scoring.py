@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffinf.classify.crossfit import CrossFit, load_crossfit
 from diffinf.classify.train import load_dynamics
+from diffinf.files import load_tensors, write_json, write_table
 from diffinf.influence.flag import FlagResult, flag
 from diffinf.influence.noise import (
     confident_joint,
@@ -20,7 +21,6 @@ from diffinf.influence.noise import (
     ranked_trust,
 )
 from diffinf.influence.rivals import rival_scores
-from diffinf.run import load_tensors, write_json, write_table
 from diffinf.stages.scores import read_flags, score_table
 from diffinf.stages.workspace import Workspace
 

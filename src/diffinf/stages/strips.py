@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffinf.data.inspect.sheet import shortened
 from diffinf.errors import UserError
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 from diffinf.stages.editing import PictureEdit
 from diffinf.stages.refining import picture
 

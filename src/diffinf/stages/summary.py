@@ -14,10 +14,7 @@ import pyarrow.compute as pc
 from diffinf import __version__
 from diffinf.evaluate.gain import arm_interval
 from diffinf.evaluate.groups import accuracy_by_group, count_groups, uneven_groups
-from diffinf.report import write_report
-from diffinf.run import (
-    GROUP,
-    Run,
+from diffinf.files import (
     file_sha256,
     files_sha256,
     load_tensors,
@@ -27,6 +24,8 @@ from diffinf.run import (
     stage_key,
     write_json,
 )
+from diffinf.report import write_report
+from diffinf.run import GROUP, Run
 
 STATUSES = ("edited", "kept", "relabelled", "dropped")
 REASONS = ("judge", "identity", "roundtrip", "influence", "class_unreliable", "label_fits", "restored")

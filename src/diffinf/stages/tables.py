@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from diffinf.run import GROUP, write_table
+from diffinf.files import write_table
+from diffinf.run import GROUP
 from diffinf.stages.workspace import Workspace
 
 

@@ -17,8 +17,9 @@ from diffinf.classify.model import ClassifierSpec
 from diffinf.config import PresetName
 from diffinf.data.dataset import FaceDataset
 from diffinf.errors import UserError
+from diffinf.files import stage_key
 from diffinf.influence.noise import class_shares
-from diffinf.run import Run, stage_key
+from diffinf.run import Run
 from diffinf.stages.team import Team
 
 Ints = npt.NDArray[np.int64]

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 
 from diffinf.errors import UserError
+from diffinf.files import atomic_path
 from diffinf.progress import progress_bar
-from diffinf.run import atomic_path
 from diffinf.training.health import diverged
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 
 GAP = 2  # white pixels around each picture
 

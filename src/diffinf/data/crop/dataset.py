@@ -27,8 +27,8 @@ from diffinf.data.dataset import FaceDataset
 from diffinf.data.images import UnreadableImageError, in_threads
 from diffinf.data.writers import check_output, writing_copy
 from diffinf.errors import UserError
+from diffinf.files import make_directory, read_json, write_json, write_table, writing
 from diffinf.progress import progress_bar
-from diffinf.run import make_directory, read_json, write_json, write_table, writing
 
 if TYPE_CHECKING:
     import pyarrow as pa

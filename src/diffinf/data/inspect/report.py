@@ -22,7 +22,7 @@ from diffinf.data.inspect.duplicates import (
 from diffinf.data.inspect.scan import Scan, scan_images
 from diffinf.data.inspect.sheet import class_sheet, duplicate_sheet
 from diffinf.data.writers import check_output
-from diffinf.run import atomic_path, make_directory, write_json
+from diffinf.files import atomic_path, make_directory, write_json
 
 LEVELS = ("files", "pixels", "near")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from diffinf.data.rendered.factors import FaceFactors, concatenate, plain_faces
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.sample import sample_faces
-from diffinf.run import atomic_path
+from diffinf.files import atomic_path
 
 _COLUMNS = 9
 _MARGIN = 150  # pixels for the row's name

@@ -22,8 +22,8 @@ from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.sample import sample_faces
 from diffinf.data.rendered.tasks import CLASS_NAMES, Task, class_names, true_labels
 from diffinf.errors import UserError
+from diffinf.files import atomic_path
 from diffinf.progress import progress_bar
-from diffinf.run import atomic_path
 
 SPLITS = ("train", "validation", "test")
 FILE_NAME = "faces.parquet"

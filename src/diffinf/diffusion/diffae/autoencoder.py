@@ -19,7 +19,7 @@ from diffinf.diffusion.diffae.network import DiffAENetwork
 from diffinf.diffusion.diffae.sampling import NoisePrediction, ddim_decode, ddim_invert, spaced_timesteps
 from diffinf.diffusion.invert import Correction
 from diffinf.errors import UserError
-from diffinf.run import load_tensors, read_json, save_tensors, write_json
+from diffinf.files import load_tensors, read_json, save_tensors, write_json
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "diffae.json", "diffae.safetensors"

@@ -17,7 +17,7 @@ from diffinf.diffusion.diffae.autoencoder import HEADS_FILE, HEADS_WEIGHTS_FILE,
 from diffinf.diffusion.diffae.config import DiffAEConfig, infer_config, named_config
 from diffinf.diffusion.diffae.network import DiffAENetwork
 from diffinf.errors import UserError
-from diffinf.run import file_sha256, load_tensors
+from diffinf.files import file_sha256, load_tensors
 
 Tensors = dict[str, Tensor]
 _STATISTICS = ("conds_mean", "conds_std")

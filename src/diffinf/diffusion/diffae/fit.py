@@ -21,8 +21,8 @@ from diffinf.diffusion.diffae.autoencoder import (
 )
 from diffinf.diffusion.familiarity import moments, unlike_set, usual_error
 from diffinf.diffusion.train import GUIDE_CHECKPOINT, train_guide
+from diffinf.files import make_directory, write_json
 from diffinf.progress import progress_bar
-from diffinf.run import make_directory, write_json
 from diffinf.training.monitor import Tell
 
 _RIDGE = 1e-3  # of the attribute head: keeps separable classes at finite weights
