@@ -33,8 +33,8 @@ _PLAIN_CHUNKS = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tEXt", b"tIME",
 # Markers beside which a JPEG's pixels mean the same: JFIF, tables, frames of Huffman codes, restarts, comments;
 # no EXIF, profile or further pictures.
 _PLAIN_MARKERS = frozenset(b"\xe0\xdb\xc4\xc0\xc1\xc2\xdd\xfe")
-_JPEG_FRAMES, _JPEG_SCAN, _JPEG_END = frozenset(b"\xc0\xc1\xc2"), 0xDA, 0xD9
-_SCAN = b"\xff\xda"
+_JPEG_FRAMES, _JPEG_PROGRESSIVE, _JPEG_SCAN, _JPEG_END = frozenset(b"\xc0\xc1\xc2"), 0xC2, 0xDA, 0xD9
+_SCAN, _SCAN_BYTES = b"\xff\xda", 10  # the least that one takes
 _JPEG_MARKER = re.compile(rb"\xff([\xc0-\xcf\xd9-\xfe])")  # the end, and those that have a length
 # A file of some KB may ask for thousands of passes over its pixels, encoders ask for ten; what one costs beside its
 # pixels; and markers of a file, far more than any has.
@@ -153,7 +153,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 def _check_passes(data: bytes, width: int, height: int, max_pixels: int) -> None:
     """Refuse a JPEG whose scans go over its pixels so often that decoding it would take minutes."""
     most = _MOST_PASSES * (max_pixels + _PASS_COST) // (width * height + _PASS_COST)
-    if data.count(_SCAN) <= most:
+    if len(data) // _SCAN_BYTES <= most or data.count(_SCAN) <= most:  # to count costs a tenth of a decode
         return
     # Some of these may be in comments, thumbnails, or in a film behind the picture.
     scans, markers, position = 0, 0, 2
@@ -205,7 +205,7 @@ def _plain_jpeg(
     """
     if not data.startswith(b"\xff\xd8"):
         return None
-    position, frame = 2, b""
+    position, frame, progressive = 2, b"", False
     while True:
         if position + 4 > len(data) or data[position] != 0xFF:
             return None
@@ -215,7 +215,7 @@ def _plain_jpeg(
         if marker not in _PLAIN_MARKERS or length < 2 or (marker in _JPEG_FRAMES and frame):
             return None
         if marker in _JPEG_FRAMES:
-            frame = data[position + 4 : position + 10]
+            frame, progressive = data[position + 4 : position + 10], marker == _JPEG_PROGRESSIVE
         position += 2 + length
     if len(frame) < 6:
         return None
@@ -227,7 +227,7 @@ def _plain_jpeg(
     _check_passes(data, width, height, max_pixels)
     if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
         return None
-    quick = width * height <= _FAST_PIXELS and data.count(_SCAN) <= _FAST_SCANS
+    quick = width * height <= _FAST_PIXELS and not (progressive and data.count(_SCAN) > _FAST_SCANS)
     if quick and (fast := fast_jpeg()) is not None:
         with suppress(Exception):  # what it complains of is for Pillow to judge
             return _by_simplejpeg(fast, data, width, height, "Gray" if mode == "L" else layout)
