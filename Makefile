@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# As many processes as cores, four at most (each takes 1.5 GB); a file's tests stay together, for what they share.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check bench docs weights clean
 
@@ -10,13 +12,13 @@ demo: $(READY)
 	$(BIN)/diffinf demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # What needs nothing but the machine; `make bench DATA=fer2013_ferplus.parquet` runs the one on photographs too
 # (benchmarks/README.md says how to build that file).

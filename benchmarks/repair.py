@@ -139,8 +139,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--rendered", action="store_true", help="rendered faces: bench-1, seed 0")
+    data.add_argument("--rendered", action="store_true", help="rendered faces: bench-1")
     data.add_argument("--data", type=Path, help="FER2013 with FER+ votes, as fer_noise.py --build makes it")
+    parser.add_argument("--faces-seed", type=int, default=0, help="of the rendered faces (0)")
     parser.add_argument("--out", type=Path, help="folder for everything")
     parser.add_argument(
         "--parts", type=_parts, default=list(PARTS), help=f"of {','.join(PARTS)}; default all"

@@ -21,10 +21,11 @@ FER_ROWS = 8000
 def dataset(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Render or prepare the dataset, unless it is there; the file, and what the report says of it."""
     if options.rendered:
-        faces = options.out / FILE_NAME
+        seed = options.faces_seed
+        faces = options.out / (f"faces-{seed}.parquet" if seed else FILE_NAME)
         if not faces.exists():
-            render_dataset(faces, preset="bench-1", seed=0)
-        return faces, {"rendered": "bench-1, seed 0", "sha256": file_sha256(faces)}
+            render_dataset(faces, preset="bench-1", seed=seed)
+        return faces, {"rendered": f"bench-1, seed {seed}", "sha256": file_sha256(faces)}
     faces = options.out / "8k.parquet"
     prepared = prepare(options.data, faces, FER_ROWS)
     source = {"file": options.data.name, "sha256": file_sha256(options.data)}
