@@ -122,6 +122,23 @@ def test_threads_are_limited_here_and_in_other_processes(
     assert "greater than or equal to 1" in refused(capsys, "--threads", 0, "report", tmp_path)
 
 
+def test_threads_wait_in_short_loops_unless_the_user_says_how(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for names, expected in (
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "3"}, "3"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.setenv(name, "")  # so that it is taken back
+            monkeypatch.delenv(name)
+        for name, value in names.items():
+            monkeypatch.setenv(name, value)
+        refused(capsys, "report", tmp_path)
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 def test_settings_that_a_repeated_command_would_change_are_named(tmp_path: Path) -> None:
     first = make_config("faces.csv", overrides=["influence.share=0.2", "seed=3"])
     assert changed_settings(tmp_path / "run", first) == []
