@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from diffinf.classify.crossfit import fold_assignment, out_of_fold_logits
-from diffinf.classify.model import create_classifier, load_classifier, predict, save_classifier, to_input
+from diffinf.classify.crossfit import out_of_fold_logits
+from diffinf.classify.model import (
+    SMALL_CNN,
+    create_classifier,
+    load_classifier,
+    predict,
+    save_classifier,
+    to_input,
+)
+from diffinf.data.rendered.factors import FaceFactors
+from diffinf.data.rendered.render import render_faces
+from diffinf.data.rendered.sample import sample_faces
+from diffinf.data.rendered.tasks import true_labels
+from diffinf.diffusion.interface import Autoencoder
 from diffinf.evaluate.realism import matched_rows, relative_realism
-from diffinf.files import load_tensors, read_json, read_table, stage_key, write_json
+from diffinf.files import read_json, stage_key, write_json
+from diffinf.repair.edit import take_apart
 from diffinf.stages.measure import fit_oracle
 from diffinf.stages.workspace import Workspace
 from diffinf.training.loop import batch_indices, fit, step_seed, warmup_cosine
@@ -128,69 +143,99 @@ class Oracle:
         return {"features": FEATURES, "overall": overall, "by_class": by_class}
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a `FactorReader` is trained on: faces, persons, how many of them as unedited round trips too, steps."""
+
+    faces: int = 20_000
+    persons: int = 2500
+    roundtrips: int = 4000
+    steps: int = 2500
+    seed: int = 1_000_000  # far from those of datasets
+
+
 class FactorReader:
-    """Reads the factors of rendered faces; cross-fitted by person on true factors, as the oracle is on classes."""
+    """Reads the factors of rendered faces; trained on faces of other persons, that are rendered for it.
 
-    def __init__(self, workspace: Workspace, values: Floats, directory: Path) -> None:
-        """Train it on factors (N, F) of originals and unedited round trips, or read it from `directory`."""
-        self.workspace, self.values = workspace, values
-        self.mean, self.scale = values.mean(axis=0), values.std(axis=0)
-        self.fold = fold_assignment(
-            workspace.ids, workspace.labels.numpy(), 2, workspace.seed, workspace.identities
+    Of those there are as many as one likes, so that it reads twice as finely as one cross-fitted on the dataset.
+    """
+
+    def __init__(
+        self, workspace: Workspace, model: Autoencoder, names: Sequence[str], directory: Path
+    ) -> None:
+        """Train it to read the factors `names` (F,), or read it from `directory`."""
+        self.workspace, self.model, self.names = workspace, model, list(names)
+        lesson = READER
+        key = stage_key(
+            "factors", workspace.run.key("train-autoencoder"), self._repair(), asdict(lesson), self.names
         )
-        config = workspace.config.classifier
-        key = stage_key("factors", workspace.run.key("repair"), config.steps, values.shape[1])
         done = directory / "key.json"
-        if not done.exists() or read_json(done) != key:
-            self._train(directory)
-            write_json(done, key)
-        self.models = [load_classifier(directory / f"fold-{k}", workspace.device)[0] for k in range(2)]
+        if not done.exists() or read_json(done)["key"] != key:
+            mean, scale = self._train(lesson, directory)
+            write_json(done, {"key": key, "mean": mean.tolist(), "scale": scale.tolist()})
+        found = read_json(done)
+        self.mean, self.scale = np.array(found["mean"]), np.array(found["scale"])
+        self.network = load_classifier(directory, workspace.device)[0]
 
-    def _train(self, directory: Path) -> None:
+    def _repair(self) -> dict[str, Any]:
+        """The settings that a round trip hangs on."""
+        names = ("diffusion_steps", "inversion_steps", "depth")
+        return {name: getattr(self.workspace.config.repair, name) for name in names}
+
+    def _roundtrips(self, images: Tensor, truth: Ints) -> Tensor:
+        shown = one_hot(torch.from_numpy(truth), len(self.workspace.dataset.class_names)).float()
+        device, batch = self.workspace.device, self.workspace.config.repair.batch_size
+        pairs = zip(torch.split(images, batch), torch.split(shown, batch), strict=True)
+        parts = [
+            take_apart(self.model, some.to(device), classes.to(device), self.workspace.config.repair)
+            for some, classes in pairs
+        ]
+        return torch.cat([part.roundtrip.cpu() for part in parts])
+
+    def _train(self, lesson: Lesson, directory: Path) -> tuple[Floats, Floats]:
+        """Train and save the network; return mean and spread (F,) of the factors it was trained on."""
         workspace, config = self.workspace, self.workspace.config.classifier
-        rows = workspace.rows_of(read_table(workspace.run.edits)["id"].to_pylist())
-        second = workspace.images.clone()
-        second[rows] = load_tensors(workspace.run.repair / "pictures.safetensors")["roundtrip"]
-        pool = torch.cat([workspace.images, second])
-        wanted = torch.from_numpy((self.values - self.mean) / np.where(self.scale > 0, self.scale, 1)).float()
-        for k in range(2):
-            kept = torch.from_numpy(np.flatnonzero(self.fold != k))
-            spec = replace(workspace.spec, name="small_cnn", num_classes=wanted.shape[1], class_names=())
-            seed = workspace.seed + 3 + k
-            model = create_classifier(spec, seed).to(workspace.device).train()
-            optimizer = torch.optim.AdamW(
-                model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-            )
-            views = torch.cat([kept, kept + len(second)])
+        factors, _ = sample_faces(lesson.faces, lesson.seed, "expression", identities=lesson.persons)
+        images = torch.from_numpy(render_faces(factors, workspace.dataset.image_size))
+        truth = true_labels(factors, "expression")[: lesson.roundtrips]
+        pool = torch.cat([images, self._roundtrips(images[: lesson.roundtrips], truth)])
+        values = factor_values(factors, self.names)
+        mean, scale = values.mean(axis=0), values.std(axis=0)
+        wanted = torch.from_numpy((values - mean) / np.where(scale > 0, scale, 1)).float()
+        spec = replace(workspace.spec, name=SMALL_CNN, num_classes=len(self.names), class_names=())
+        model = create_classifier(spec, lesson.seed).to(workspace.device).train()
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
 
-            def step(
-                index: int,
-                model: Any = model,
-                optimizer: Any = optimizer,
-                views: Tensor = views,
-                seed: int = seed,
-            ) -> dict[str, float]:
-                at = views[batch_indices(len(views), config.batch_size, seed, index)]
-                with torch.random.fork_rng():  # dropout takes no generator
-                    torch.manual_seed(step_seed(seed, "factor dropout", index))
-                    read = model(to_input(pool[at], workspace.device))
-                loss = (read - wanted[at % len(second)].to(workspace.device)).square().mean()
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * warmup_cosine(index, config.steps)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                return {"loss": loss.item()}
+        def step(index: int) -> dict[str, float]:
+            at = batch_indices(len(pool), config.batch_size, lesson.seed, index)
+            with torch.random.fork_rng():  # dropout takes no generator
+                torch.manual_seed(step_seed(lesson.seed, "factor dropout", index))
+                read = model(to_input(pool[at], workspace.device))
+            loss = (read - wanted[at % len(images)].to(workspace.device)).square().mean()
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * warmup_cosine(index, lesson.steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            return {"loss": loss.item()}
 
-            state = {"model": model, "optimizer": optimizer}
-            fit(step, steps=config.steps, state=state, description=f"factors, fold {k}")
-            save_classifier(directory / f"fold-{k}", model, spec)
+        fit(step, steps=lesson.steps, state={"model": model, "optimizer": optimizer}, description="factors")
+        save_classifier(directory, model, spec)
+        return mean, scale
 
-    def read(self, images: Tensor, rows: Ints) -> Floats:
-        """Factors (M, F) read in uint8 images (M, C, H, W) of training samples `rows` (M,), out of fold."""
-        result = np.zeros((len(images), self.values.shape[1]))
-        for k, model in enumerate(self.models):
-            if (mine := np.flatnonzero(self.fold[rows] == k)).size:
-                read = predict(model, images[mine], device=self.workspace.device)[1].double().numpy()
-                result[mine] = read * self.scale + self.mean
-        return result
+    def read(self, images: Tensor) -> Floats:
+        """Factors (M, F) read in uint8 images (M, C, H, W) of persons that it was not trained on."""
+        if not len(images):
+            return np.zeros((0, len(self.names)))
+        found: Floats = predict(self.network, images, device=self.workspace.device)[1].double().numpy()
+        return found * self.scale + self.mean
+
+
+def factor_values(factors: FaceFactors, names: Sequence[str]) -> Floats:
+    """Return the factors `names` (F,) of N faces, (N, F)."""
+    return np.stack([getattr(factors, name) for name in names], axis=1).astype(np.float64)
+
+
+READER = Lesson()

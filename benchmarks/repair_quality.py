@@ -21,7 +21,7 @@ from diffinf.features.interface import similarity
 from diffinf.files import atomic_path, read_json
 from diffinf.repair.policy import LABEL_FITS
 from diffinf.stages.refining import spared
-from repair_judges import ORACLES, FactorReader
+from repair_judges import ORACLES, FactorReader, factor_values
 from repair_measures import (
     READABLE,
     Bools,
@@ -250,16 +250,16 @@ def factor_drift(flagged: Flagged) -> dict[str, Any]:
     assert factors is not None, "called for rendered faces"
     names = [n for n, f in FACTORS.items() if f.group != "attribute" and n != "noise_seed"]
     groups = [FACTORS[name].group for name in names]
-    values: Floats = np.stack([getattr(factors, name) for name in names], axis=1).astype(np.float64)
-    reader = FactorReader(workspace, values, flagged.out / "factors")
-    quality = r_squared(values, reader.read(workspace.images, np.arange(len(values))))
+    values = factor_values(factors, names)
+    reader = FactorReader(workspace, flagged.model, names, flagged.out / "factors")
+    quality = r_squared(values, reader.read(workspace.images))
     scale = np.where(np.array(groups) == "identity", spread(values, workspace.identities), spread(values))
     mine = accepted(flagged) & flagged.counted
     rows: Ints = flagged.rows[mine]
-    read = {name: reader.read(images[mine], rows) for name, images in flagged.pictures.items()}
+    read = {name: reader.read(images[mine]) for name, images in flagged.pictures.items()}
     true_edit = counterfactual(factors.take(rows), flagged.labels[mine], "expression")
     side = workspace.dataset.image_size
-    read["true edit"] = reader.read(torch.from_numpy(render_faces(true_edit, side)), rows)
+    read["true edit"] = reader.read(torch.from_numpy(render_faces(true_edit, side)))
     readable = quality >= READABLE
     pairs = {
         "edit against round trip": ("roundtrip", "edited"),

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,14 +17,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffinf.config import RepairConfig
+from diffinf.classify.model import ClassifierSpec
+from diffinf.config import RepairConfig, make_config
+from diffinf.data.rendered.render import render_faces
+from diffinf.data.rendered.sample import sample_faces
+from diffinf.data.rendered.tasks import class_names
 from diffinf.data.rendered.write import render_dataset
-from diffinf.diffusion.autoencoder import DiffusionAutoencoder
+from diffinf.diffusion.autoencoder import DiffusionAutoencoder, create_autoencoder
+from diffinf.diffusion.first_stage import PatchComponents
 from diffinf.repair.edit import decode_edit, take_apart
 from diffinf.repair.editors import Wish
-from diffusion.tiny_autoencoder import make_autoencoder, pictures
+from diffusion.tiny_autoencoder import SPEC, make_autoencoder, pictures
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import repair_judges
 import repair_measures as measures
 import repair_quality
 import repair_trials
@@ -175,8 +182,36 @@ def test_options_that_do_not_fit(
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_the_reader_of_factors_learns_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = repair_judges.Lesson(faces=600, persons=60, roundtrips=64, steps=120)
+    monkeypatch.setattr(repair_judges, "READER", lesson)
+    workspace = SimpleNamespace(
+        run=SimpleNamespace(key=lambda stage: stage),
+        config=make_config("x", preset_name="tiny"),
+        dataset=SimpleNamespace(image_size=32, class_names=class_names("expression")),
+        spec=ClassifierSpec("small_cnn", 5, 3, 32),
+        device=torch.device("cpu"),
+    )
+    spec = replace(SPEC, class_names=class_names("expression"), image_channels=3, image_size=32)
+    stage = PatchComponents.fit(pictures(64, 7, size=32, channels=3), spec.latent_channels, spec.patch_size)
+    model = create_autoencoder(spec, stage).freeze()
+    names = ["yaw", "skin_tone", "exposure"]
+    reader = repair_judges.FactorReader(workspace, model, names, tmp_path)  # type: ignore[arg-type]
+    factors, _ = sample_faces(200, 5, "expression", identities=50)  # other persons
+    images = torch.from_numpy(render_faces(factors, 32))
+    values = repair_judges.factor_values(factors, names)
+    assert (measures.r_squared(values, reader.read(images)) > 0.3).all()
+    before = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    again = repair_judges.FactorReader(workspace, model, names, tmp_path)  # type: ignore[arg-type]
+    assert (again.read(images) == reader.read(images)).all() and not len(reader.read(images[:0]))
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+
+
 @pytest.mark.slow
-def test_the_whole_way_on_rendered_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_way_on_rendered_faces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair_judges, "READER", repair_judges.Lesson(64, 16, 16, steps=10))
     render_dataset(tmp_path / "faces.parquet", n=200, size=32, identities=40, rate=0.3)
     loose = ("judge_margin=0", "spare=0", "roundtrip_limit=2", "influence_quantile=1", "identity=none")
     command = ["--rendered", "--out", str(tmp_path), "--preset", "tiny", "--n", "8"]
