@@ -169,7 +169,7 @@ class FactorReader:
         key = stage_key(
             "factors", workspace.run.key("train-autoencoder"), self._repair(), asdict(lesson), self.names
         )
-        done = directory / "key.json"
+        done = directory / "reader.json"
         if not done.exists() or read_json(done)["key"] != key:
             mean, scale = self._train(lesson, directory)
             write_json(done, {"key": key, "mean": mean.tolist(), "scale": scale.tolist()})
