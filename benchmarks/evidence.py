@@ -35,7 +35,7 @@ from evidence_studies import STUDIES, run_study, show_study
 from evidence_training import GRID, KNOBS_FILE, Budget, best_knobs, read_knobs, train_arms, tune
 from fer_data import SPARSE
 from fer_noise import hardware, shareable
-from repair_run import dataset, settings
+from repair_run import dataset, faces_seed, settings
 
 WITH_BEST = "diffinf+best"  # diffinf with the robust loss that is best on validation
 ARMS = (
@@ -210,7 +210,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--rendered", action="store_true", help="rendered faces: bench-1")
     data.add_argument("--data", type=Path, help="FER2013 with FER+ votes, as fer_noise.py --build makes it")
-    parser.add_argument("--faces-seed", type=int, default=0, help="of the rendered faces (0)")
+    parser.add_argument("--faces-seed", type=faces_seed, default=0, help="of the rendered faces (0)")
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--tune", action="store_true", help="search the main knob of each method and stop")
     task.add_argument("--studies", action="store_true", help="the studies on rendered faces, and stop")
@@ -227,6 +227,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", help="as for `diffinf run`: gpu where there is one, else cpu")
     parser.add_argument("--set", action="append", default=[], metavar="stage.field=value", help="repeatable")
     options = parser.parse_args(arguments)
+    if options.faces_seed and (not options.rendered or options.studies or options.run):
+        parser.error(
+            "--faces-seed: only where faces are rendered: with --rendered, without --studies and --run"
+        )
     if options.studies and not options.rendered:
         parser.error("--studies: the studies are made on rendered faces, say --rendered")
     options.out = options.out or Path("runs/evidence-rendered" if options.rendered else "runs/evidence-fer")

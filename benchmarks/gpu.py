@@ -41,12 +41,14 @@ from diffinf.errors import UserError
 from diffinf.influence.ghost import squared_gradient_norms
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
 from diffinf.repair.editors import Wish
+from diffinf.stages.workspace import resolve_device
 from diffinf.training.acceleration import resolve_precision
 from fer_noise import made_by
 from rendered_weights import TARGET as WEIGHTS
 
 SIDES = {"gpu-48": 48, "gpu-128": 128}
 PRECISIONS = ("float32", "bfloat16", "float16")
+FACES = 1  # seed of the rendered ones
 WARM = 5  # steps of the training that is taken off
 ROUND_TRIP = 50  # steps of inversion, and of decode
 IMAGES = 512  # trained on
@@ -87,7 +89,7 @@ def computed(images: Tensor, labels: Tensor, device: torch.device) -> dict[str, 
 
 def agreement(device: torch.device, n: int) -> dict[str, dict[str, float]]:
     """Return how far the device is from the CPU, by arithmetic: of images in steps of 1/255, of norms in relation."""
-    faces = sample_dataset(preset_plan("bench-1"), 1)
+    faces = sample_dataset(preset_plan("bench-1"), FACES)
     size = DiffusionAutoencoder.from_pretrained(WEIGHTS).spec.image_size
     images = torch.from_numpy(render_faces(faces.factors.take(range(n)), size))
     labels = torch.from_numpy(faces.labels[:n])
@@ -122,13 +124,16 @@ def training(device: torch.device, steps: int, presets: list[str]) -> list[dict[
                 except UserError as error:
                     rows.append({**row, "refused": str(error)})
                     continue
-                rows.append({**row, **_timed(images, config, steps, device)})
+                try:
+                    rows.append({**row, **_timed(images, config, steps, device)})
+                except torch.OutOfMemoryError:
+                    rows.append({**row, "refused": "out of memory"})
     return rows
 
 
 def _timed(images: Tensor, config: AutoencoderConfig, steps: int, device: torch.device) -> dict[str, float]:
     seconds = []
-    for count in (WARM, WARM + steps):
+    for count in (WARM, WARM, WARM + steps):  # what happens once in a process falls on the first
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +149,7 @@ def _timed(images: Tensor, config: AutoencoderConfig, steps: int, device: torch.
                 directory=Path(folder),
             )
             seconds.append(time.perf_counter() - start)
-    found = {"batch": config.batch_size, "seconds a step": (seconds[1] - seconds[0]) / steps}
+    found = {"batch": config.batch_size, "seconds a step": (seconds[2] - seconds[1]) / steps}
     if device.type == "cuda":
         found["peak GB"] = torch.cuda.max_memory_allocated(device) / 1e9
     return found
@@ -164,11 +169,23 @@ def show(report: dict[str, Any], console: Console) -> None:
             for key in ("batch", "seconds a step", "peak GB")
         ]
         if "refused" in row:
-            cells[0] = "not on this device"
+            cells[0] = "not on this device" if row["refused"] != "out of memory" else "out of memory"
         table.add_row(
             row["preset"], row["precision"], "yes" if row["gradient checkpointing"] else "no", *cells
         )
     console.print(table)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
+    return int(text)
+
+
+def _presets(text: str) -> list[str]:
+    if unknown := set(text.split(",")) - set(SIDES):
+        raise argparse.ArgumentTypeError(f"{unknown.pop()}: no such preset; expected {', '.join(SIDES)}")
+    return text.split(",")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,26 +194,27 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=40, help="timed training steps")
-    parser.add_argument("--n", type=int, default=64, help="faces compared")
-    parser.add_argument("--presets", default=",".join(SIDES), help="whose training is timed")
+    parser.add_argument("--steps", type=_positive, default=40, help="timed training steps")
+    parser.add_argument("--n", type=_positive, default=64, help="faces compared")
+    parser.add_argument("--presets", type=_presets, default=list(SIDES), help="whose training is timed")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parser.parse_args(arguments)
-    device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("error: PyTorch finds no GPU here; say another --device", file=sys.stderr)
+    try:
+        device = resolve_device(given.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     parts: dict[str, Callable[[], Any]] = {
         "agreement": lambda: agreement(device, given.n),
-        "training": lambda: training(device, given.steps, [x for x in given.presets.split(",") if x]),
+        "training": lambda: training(device, given.steps, given.presets),
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     report = {
         **made_by("gpu.py", arguments, device.type),
         "device": name,
         "torch": torch.__version__,
-        "seed": 0,
+        "seeds": {"faces": FACES, "training": 0},
         "n": given.n,
         **{part: function() for part, function in parts.items()},
     }

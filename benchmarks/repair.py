@@ -3,7 +3,7 @@
     python benchmarks/repair.py --rendered                       [--out runs/repair-rendered]
     python benchmarks/repair.py --data fer2013_ferplus.parquet   [--out runs/repair-fer]
 
-The first line repairs rendered faces (bench-1, seed 0, shipped weights), the second photographs by the protocol
+The first line repairs rendered faces (bench-1, shipped weights), the second photographs by the protocol
 FER-noise-8k (benchmarks/README.md); then the parts are measured against the truth, which the repair does not read. Each
 part is kept in OUT/PART.json and is not measured again for the same repair; all of them are put together in
 OUT/report.json.
@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+import repair_judges
 from diffinf.errors import UserError
 from diffinf.files import atomic_path, read_json, stage_key, write_json
 from diffinf.pipeline import execute
@@ -27,7 +29,7 @@ from diffinf.run import Run
 from fer_noise import made_by, shareable
 from repair_parts import ablation, editors, steps
 from repair_quality import noise_free, quality
-from repair_run import dataset, settings
+from repair_run import dataset, faces_seed, settings
 from repair_tables import show
 from repair_trials import Flagged
 
@@ -41,7 +43,10 @@ def measure(flagged: Flagged, options: argparse.Namespace) -> dict[str, Any]:
     counts, reference = options.steps, options.steps_reference
     reference_n = options.reference_n or options.n
     work: dict[str, tuple[Callable[[], dict[str, Any]], list[Any]]] = {
-        "quality": (lambda: quality(flagged, dlib=not options.no_dlib), [options.no_dlib]),
+        "quality": (
+            lambda: quality(flagged, dlib=not options.no_dlib),
+            [options.no_dlib, asdict(repair_judges.READER) if options.rendered else None],
+        ),
         "editors": (lambda: editors(flagged, options.n), [options.n]),
         "ablation": (lambda: ablation(flagged, options.n), [options.n]),
         "steps": (
@@ -141,7 +146,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--rendered", action="store_true", help="rendered faces: bench-1")
     data.add_argument("--data", type=Path, help="FER2013 with FER+ votes, as fer_noise.py --build makes it")
-    parser.add_argument("--faces-seed", type=int, default=0, help="of the rendered faces (0)")
+    parser.add_argument("--faces-seed", type=faces_seed, default=0, help="of the rendered faces (0)")
     parser.add_argument("--out", type=Path, help="folder for everything")
     parser.add_argument(
         "--parts", type=_parts, default=list(PARTS), help=f"of {','.join(PARTS)}; default all"
@@ -158,6 +163,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", help="as for `diffinf run`: gpu where there is one, else cpu")
     parser.add_argument("--set", action="append", default=[], metavar="stage.field=value", help="repeatable")
     options = parser.parse_args(arguments)
+    if options.faces_seed and not options.rendered:
+        parser.error("--faces-seed: photographs are not rendered, say --rendered")
     options.out = options.out or Path("runs/repair-rendered" if options.rendered else "runs/repair-fer")
     return options
 

@@ -145,19 +145,22 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a `FactorReader` is trained on: faces, persons, how many of them as unedited round trips too, steps."""
+    """How a `FactorReader` is trained: on how many faces and persons, how many of them as unedited round trips too."""
 
     faces: int = 20_000
     persons: int = 2500
     roundtrips: int = 4000
     steps: int = 2500
-    seed: int = 1_000_000  # far from those of datasets
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    seed: int = 1_000_000  # beyond those of datasets
 
 
 class FactorReader:
     """Reads the factors of rendered faces; trained on faces of other persons, that are rendered for it.
 
-    Of those there are as many as one likes, so that it reads twice as finely as one cross-fitted on the dataset.
+    Of those there are as many as one likes; cross-fitted on the dataset it would have half of that.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class FactorReader:
         )
         done = directory / "reader.json"
         if not done.exists() or read_json(done)["key"] != key:
+            done.unlink(missing_ok=True)
             mean, scale = self._train(lesson, directory)
             write_json(done, {"key": key, "mean": mean.tolist(), "scale": scale.tolist()})
         found = read_json(done)
@@ -194,7 +198,7 @@ class FactorReader:
 
     def _train(self, lesson: Lesson, directory: Path) -> tuple[Floats, Floats]:
         """Train and save the network; return mean and spread (F,) of the factors it was trained on."""
-        workspace, config = self.workspace, self.workspace.config.classifier
+        workspace = self.workspace
         factors, _ = sample_faces(lesson.faces, lesson.seed, "expression", identities=lesson.persons)
         images = torch.from_numpy(render_faces(factors, workspace.dataset.image_size))
         truth = true_labels(factors, "expression")[: lesson.roundtrips]
@@ -205,17 +209,17 @@ class FactorReader:
         spec = replace(workspace.spec, name=SMALL_CNN, num_classes=len(self.names), class_names=())
         model = create_classifier(spec, lesson.seed).to(workspace.device).train()
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            model.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay
         )
 
         def step(index: int) -> dict[str, float]:
-            at = batch_indices(len(pool), config.batch_size, lesson.seed, index)
+            at = batch_indices(len(pool), lesson.batch_size, lesson.seed, index)
             with torch.random.fork_rng():  # dropout takes no generator
                 torch.manual_seed(step_seed(lesson.seed, "factor dropout", index))
                 read = model(to_input(pool[at], workspace.device))
             loss = (read - wanted[at % len(images)].to(workspace.device)).square().mean()
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * warmup_cosine(index, lesson.steps)
+                group["lr"] = lesson.learning_rate * warmup_cosine(index, lesson.steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -14,7 +14,7 @@ from diffinf.evaluate.intervals import wilson_interval
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-READABLE = 0.3  # out-of-fold R^2 from which on a factor's drift is reported
+READABLE = 0.3  # R^2 from which on a factor's drift is reported
 
 
 def _digest(text: str) -> int:

@@ -18,6 +18,13 @@ from fer_data import prepare
 FER_ROWS = 8000
 
 
+def faces_seed(text: str) -> int:
+    """The seed of rendered faces, below those of the faces that judges are trained on."""
+    if not text.isdecimal() or int(text) >= 300_000:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 to 299,999")
+    return int(text)
+
+
 def dataset(options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Render or prepare the dataset, unless it is there; the file, and what the report says of it."""
     if options.rendered:

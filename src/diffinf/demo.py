@@ -8,11 +8,13 @@ from typing import Any
 from diffinf.config import RunConfig, make_config, merge
 from diffinf.data.rendered.write import FILE_NAME, render_dataset
 
-# Drawn faces bear large steps, and gentle edits show their label there; few steps keep them like real ones.
+# Drawn faces bear large steps, and gentle edits show their label there; few steps keep them like real ones. What only
+# a strong edit makes the judge sure of is torn: rather a gentle one of which it is less sure.
 RENDERED_REPAIR: dict[str, Any] = {
     "diffusion_steps": 2,
     "finish_steps": 2,
-    "strengths": [0.5, 0.8, 1.1, 1.5, 2.0, 2.6],
+    "strengths": [0.5, 0.8, 1.1],
+    "judge_margin": 0.1,
 }
 SETTINGS: dict[str, Any] = {
     "data": {"id": "id", "split": "split", "identity": "identity"},

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffinf.config import AutoencoderConfig, preset
 from pretend_cuda import pretend_cuda
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -59,7 +60,7 @@ def test_what_differs_is_told(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert row["self-influence: largest"] == pytest.approx(0.5)
 
 
-def test_the_report_and_a_device_that_is_not_there(
+def test_the_report(
     gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "agreement", lambda device, n: {"float32": {"edit: mean": 0.0}})
@@ -69,7 +70,49 @@ def test_the_report_and_a_device_that_is_not_there(
     assert {row["precision"] for row in timed} == {"float32", "bfloat16"}
     assert all("needs a GPU" in row["refused"] for row in report["training"] if "refused" in row)
     assert "python benchmarks/gpu.py" in report["command"] and "not on this device" in capsys.readouterr().out
-    if not torch.cuda.is_available():
-        with pytest.raises(SystemExit) as ended:
-            gpu.main([])
-        assert ended.value.code == 2 and "no GPU" in capsys.readouterr().err
+
+
+def test_a_step_is_timed_without_what_happens_once(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, trained = [0.0], []
+
+    def train(*_: Any, config: Any = None, **__: Any) -> None:
+        clock[0] += 3 * config.steps + (
+            100 if not trained else 10
+        )  # 10: what every training begins and ends with
+        trained.append(config.steps)
+
+    monkeypatch.setattr(gpu, "train_autoencoder", lambda *given, **named: train(config=given[3], **named))
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
+    rows = gpu.training(torch.device("cpu"), 4, ["gpu-48"])
+    assert trained[:3] == [1, 1, 5] and rows[0]["seconds a step"] == pytest.approx(3)
+
+
+def test_out_of_memory_is_a_row_of_the_report(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(gpu, "train_autoencoder", full)
+    rows = gpu.training(torch.device("cpu"), 1, ["gpu-128"])
+    assert [row["refused"] for row in rows[:2]] == ["out of memory"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "nonsense"], "cannot be used here"),
+        (["--device", "cuda:99"], "cannot be used here"),
+        (["--presets", "gpu-64"], "no such preset"),
+        (["--steps", "0"], "expected a positive number"),
+    ],
+)
+def test_options_that_do_not_fit(
+    gpu: Any, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(arguments)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_the_presets_are_those_of_the_package() -> None:
+    for name in ("gpu-48", "gpu-128"):
+        AutoencoderConfig(**preset(name)["autoencoder"], precision="bfloat16", gradient_checkpointing=True)

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import repair_judges
 import repair_measures as measures
 import repair_quality
+import repair_run
 import repair_trials
 from repair_tables import show
 
@@ -182,6 +183,18 @@ def test_options_that_do_not_fit(
     assert stopped.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_other_faces_lie_in_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(path: Path, *, preset: str, seed: int) -> None:
+        path.write_text(f"{preset}, seed {seed}")
+
+    monkeypatch.setattr(repair_run, "render_dataset", draw)
+    for seed in (0, 7):
+        options = SimpleNamespace(rendered=True, out=tmp_path, faces_seed=seed)
+        path, said = repair_run.dataset(options)  # type: ignore[arg-type]
+        assert path.read_text() == said["rendered"] == f"bench-1, seed {seed}"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_reader_of_factors_learns_and_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lesson = repair_judges.Lesson(faces=600, persons=60, roundtrips=64, steps=120)
     monkeypatch.setattr(repair_judges, "READER", lesson)
@@ -205,6 +218,9 @@ def test_the_reader_of_factors_learns_and_is_kept(tmp_path: Path, monkeypatch: p
     again = repair_judges.FactorReader(workspace, model, names, tmp_path)  # type: ignore[arg-type]
     assert (again.read(images) == reader.read(images)).all() and not len(reader.read(images[:0]))
     assert (tmp_path / "model.safetensors").stat().st_mtime_ns == before
+    monkeypatch.setattr(repair_judges, "READER", replace(lesson, roundtrips=8, steps=2))
+    repair_judges.FactorReader(workspace, model, names, tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns > before
 
 
 @pytest.mark.slow

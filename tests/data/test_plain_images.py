@@ -236,10 +236,35 @@ def _scans(
 @pytest.mark.parametrize("options", [{}, {"exif": True}, {"progressive": False}], ids=str)
 @pytest.mark.parametrize("least_side", [None, 16])
 def test_a_jpeg_with_thousands_of_scans_is_refused(options: dict[str, bool], least_side: int | None) -> None:
-    if options.get("progressive", True):  # else one scan a channel is all there may be
+    if options.get("progressive", True):  # else there may be no scan beside the first, which has all channels
         assert decode_image(_scans(100, 60, **options), max_pixels=2**16).size == (100, 100)
     with pytest.raises(UnreadableImageError, match=r"scans of 100 x 100 pixels are more than 50 passes"):
         decode_image(_scans(100, 3000, **options), max_pixels=2**16, least_side=least_side)
+
+
+def test_the_shortest_scans_are_counted() -> None:
+    """Each in ten bytes, as none can be shorter, and as many as are just too many or just not."""
+    most = 50 * (2**16 + images._PASS_COST) // (100 * 100 + images._PASS_COST)
+    shortest = b"\xff\xda\0\x08\x01\x01\0\0\x3f\x10"
+    images._check_passes(b"\xff\xd8" + shortest * most + b"\xff\xd9", 100, 100, 2**16)
+    with pytest.raises(UnreadableImageError, match="more than 50 passes"):
+        images._check_passes(b"\xff\xd8" + shortest * (most + 1) + b"\xff\xd9", 100, 100, 2**16)
+
+
+@pytest.mark.skipif(images.fast_jpeg() is None, reason="the extra jpeg is not installed")
+def test_many_scans_are_not_decoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is not progressive may have many too, if its first has a part of the channels."""
+    asked: list[int] = []
+    monkeypatch.setattr(images, "_by_simplejpeg", lambda *given: asked.append(len(given[1])))
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "teal").save(buffer, "JPEG")
+    plain = buffer.getvalue()
+    at = plain.index(b"\xff\xda")
+    part = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"  # of the first channel alone
+    for data, expected in ((plain, 1), (plain[:at] + part * 60 + plain[at:], 0)):
+        asked.clear()
+        images._plain_jpeg(data, 2**16, None, "RGB")
+        assert len(asked) == expected
 
 
 def test_more_than_50_passes_over_the_largest_picture_are_refused() -> None:

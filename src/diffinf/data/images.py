@@ -227,7 +227,9 @@ def _plain_jpeg(
     _check_passes(data, width, height, max_pixels)
     if least_side is not None and min(width, height) >= 2 * least_side:  # may be decoded at a reduced scale
         return None
-    quick = width * height <= _FAST_PIXELS and not (progressive and data.count(_SCAN) > _FAST_SCANS)
+    # After a first scan of all components a file that is not progressive can have no other.
+    several = progressive or data[position + 4 : position + 5] < bytes([components])
+    quick = width * height <= _FAST_PIXELS and not (several and data.count(_SCAN) > _FAST_SCANS)
     if quick and (fast := fast_jpeg()) is not None:
         with suppress(Exception):  # what it complains of is for Pillow to judge
             return _by_simplejpeg(fast, data, width, height, "Gray" if mode == "L" else layout)
