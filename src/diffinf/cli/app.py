@@ -216,8 +216,8 @@ def say_loading() -> None:
 def _wait_idly() -> None:
     """Let threads of GNU's OpenMP, PyTorch's on Linux, wait for each other in short loops rather than in long ones.
 
-    On cores that others use too, a thread is often waited for that has no core, and loops keep the cores from it: two
-    threads beside two other processes trained 15 times as slowly as with this, alone a tenth faster.
+    On cores that others use too, a thread is often waited for that has no core, and loops keep the cores from it
+    (docs/guide.md has figures).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
