@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# As many processes as cores, four at most (each takes 1.5 GB); a file's tests stay together, for what they share.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# As many processes as cores, four at most (each takes 1.5 GB); a file's tests stay together, for what they
+# share, and files go in order: the long ones are not among the last.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check bench docs weights clean
 
