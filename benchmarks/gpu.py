@@ -89,9 +89,9 @@ def computed(images: Tensor, labels: Tensor, device: torch.device) -> dict[str, 
 
 def agreement(device: torch.device, n: int) -> dict[str, dict[str, float]]:
     """Return how far the device is from the CPU, by arithmetic: of images in steps of 1/255, of norms in relation."""
-    faces = sample_dataset(preset_plan("bench-1"), FACES)
-    size = DiffusionAutoencoder.from_pretrained(WEIGHTS).spec.image_size
-    images = torch.from_numpy(render_faces(faces.factors.take(range(n)), size))
+    plan = preset_plan("bench-1")
+    faces = sample_dataset(plan, FACES)
+    images = torch.from_numpy(render_faces(faces.factors.take(range(n)), plan.size))
     labels = torch.from_numpy(faces.labels[:n])
     expected, found = computed(images, labels, torch.device("cpu")), {}
     for name, allowed in (("float32", False), ("TensorFloat-32", True)):

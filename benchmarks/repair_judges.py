@@ -22,6 +22,7 @@ from diffinf.classify.model import (
     save_classifier,
     to_input,
 )
+from diffinf.config import RepairConfig
 from diffinf.data.rendered.factors import FaceFactors
 from diffinf.data.rendered.render import render_faces
 from diffinf.data.rendered.sample import sample_faces
@@ -157,6 +158,9 @@ class Lesson:
     seed: int = 1_000_000  # beyond those of datasets
 
 
+READER = Lesson()
+
+
 class FactorReader:
     """Reads the factors of rendered faces; trained on faces of other persons, that are rendered for it.
 
@@ -186,23 +190,15 @@ class FactorReader:
         names = ("diffusion_steps", "inversion_steps", "depth")
         return {name: getattr(self.workspace.config.repair, name) for name in names}
 
-    def _roundtrips(self, images: Tensor, truth: Ints) -> Tensor:
-        shown = one_hot(torch.from_numpy(truth), len(self.workspace.dataset.class_names)).float()
-        device, batch = self.workspace.device, self.workspace.config.repair.batch_size
-        pairs = zip(torch.split(images, batch), torch.split(shown, batch), strict=True)
-        parts = [
-            take_apart(self.model, some.to(device), classes.to(device), self.workspace.config.repair)
-            for some, classes in pairs
-        ]
-        return torch.cat([part.roundtrip.cpu() for part in parts])
-
     def _train(self, lesson: Lesson, directory: Path) -> tuple[Floats, Floats]:
         """Train and save the network; return mean and spread (F,) of the factors it was trained on."""
         workspace = self.workspace
         factors, _ = sample_faces(lesson.faces, lesson.seed, "expression", identities=lesson.persons)
         images = torch.from_numpy(render_faces(factors, workspace.dataset.image_size))
         truth = true_labels(factors, "expression")[: lesson.roundtrips]
-        pool = torch.cat([images, self._roundtrips(images[: lesson.roundtrips], truth)])
+        shown = one_hot(torch.from_numpy(truth), len(workspace.dataset.class_names)).float()
+        some = images[: lesson.roundtrips]
+        pool = torch.cat([images, roundtrips(self.model, some, shown, workspace.config.repair)])
         values = factor_values(factors, self.names)
         mean, scale = values.mean(axis=0), values.std(axis=0)
         wanted = torch.from_numpy((values - mean) / np.where(scale > 0, scale, 1)).float()
@@ -242,4 +238,10 @@ def factor_values(factors: FaceFactors, names: Sequence[str]) -> Floats:
     return np.stack([getattr(factors, name) for name in names], axis=1).astype(np.float64)
 
 
-READER = Lesson()
+def roundtrips(model: Autoencoder, images: Tensor, shown: Tensor, config: RepairConfig) -> Tensor:
+    """Return unedited round trips, uint8 (N, C, H, W), of images that show the classes `shown` (N, K), on the CPU."""
+    pairs = zip(torch.split(images, config.batch_size), torch.split(shown, config.batch_size), strict=True)
+    parts = [
+        take_apart(model, some.to(model.device), classes.to(model.device), config) for some, classes in pairs
+    ]
+    return torch.cat([part.roundtrip.cpu() for part in parts])

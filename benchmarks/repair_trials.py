@@ -24,11 +24,11 @@ from diffinf.evaluate.conversion import conversion
 from diffinf.files import load_tensors, read_json, read_table
 from diffinf.repair.attempts import edit_batch
 from diffinf.repair.edit import decode_edit, keep_unchanged, take_apart
-from diffinf.repair.editors import Inverted, Wish
+from diffinf.repair.editors import Wish
 from diffinf.repair.gate import Gate, load_gate
 from diffinf.run import Run
 from diffinf.stages.workspace import Workspace
-from repair_judges import ORACLES, Oracle
+from repair_judges import ORACLES, Oracle, roundtrips
 from repair_measures import Bools, Floats, Ints, chosen, in_half, mean_or_none, share
 
 
@@ -304,13 +304,4 @@ def figures(flagged: Flagged, trial: Trial) -> dict[str, Any]:
 
 def own_roundtrips(flagged: Flagged, samples: Ints, config: RepairConfig) -> Tensor:
     """Unedited round trips, uint8 (S, C, H, W), of flagged samples under other settings."""
-    parts: list[Inverted] = [
-        take_apart(
-            flagged.model,
-            flagged.pictures["original"][part].to(flagged.workspace.device),
-            flagged.shown[part].to(flagged.workspace.device),
-            config,
-        )
-        for part in np.array_split(samples, max(1, -(-len(samples) // config.batch_size)))
-    ]
-    return torch.cat([part.roundtrip.cpu() for part in parts])
+    return roundtrips(flagged.model, flagged.pictures["original"][samples], flagged.shown[samples], config)

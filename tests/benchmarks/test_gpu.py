@@ -76,9 +76,10 @@ def test_a_step_is_timed_without_what_happens_once(gpu: Any, monkeypatch: pytest
     clock, trained = [0.0], []
 
     def train(*_: Any, config: Any = None, **__: Any) -> None:
-        clock[0] += 3 * config.steps + (
-            100 if not trained else 10
-        )  # 10: what every training begins and ends with
+        around = (
+            10 if trained else 100
+        )  # what a training begins and ends with; the first of a process with more
+        clock[0] += around + 3 * config.steps
         trained.append(config.steps)
 
     monkeypatch.setattr(gpu, "train_autoencoder", lambda *given, **named: train(config=given[3], **named))
